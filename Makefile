@@ -1,0 +1,43 @@
+# One door: `make demo` and `make test` each do all their set-up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-fast check fix clean rollouts
+
+help:            ## show this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+setup: $(READY)  ## virtual environment, dependencies and the embedded model
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "retrm needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) --version); call make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m retrm.backbone.embedded
+	touch $(READY)
+
+demo: setup      ## the main job on real answers: read once, fit four heads, compare, answer live
+	$(BIN)/python recipes/demo/run.py
+
+test: setup      ## the whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: setup ## without the tests that need the real model or take long
+	$(BIN)/python -m pytest -m "not slow" tests/unit tests/contracts tests/properties
+
+check: setup     ## format, lint, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+fix: setup       ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+rollouts: setup  ## make the demo's committed answers again (about half an hour on two cores)
+	bash recipes/demo/make_rollouts.sh
+
+clean:           ## remove the environment and everything that was made
+	rm -rf $(VENV) runs build dist .pytest_cache .hypothesis .ruff_cache

@@ -1,0 +1,188 @@
+"""Reading answers: one pass of the frozen backbone that serves any number of recipes.
+
+Answers are rendered first (mistakes surface before the model works), then read in batches sorted by
+length under a token budget; answers that share a prompt share its reading where the model family
+allows. Features go to memory, or to a store on disk from which a killed run goes on.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from retrm.backbone.base import Backbone, Rendered, Visit
+from retrm.backbone.batching import build, plan_batches
+from retrm.backbone.render import fit_to_context
+from retrm.errors import RecipeError
+from retrm.features.recipe import Recipe
+from retrm.features.reduce import BatchIndex, Features, Reducer
+from retrm.features.sink import FeatureSink, MemorySink
+from retrm.records import Answer
+
+Overlong = Literal["error", "truncate_left", "skip"]
+OVERLONG = ("error", "truncate_left", "skip")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a reading is: answers and real tokens done and in all, and seconds so far."""
+
+    answers_done: int
+    answers_total: int
+    tokens_done: int
+    tokens_total: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one reading gave.
+
+    Attributes:
+        features: per recipe name; row i belongs to answer `rows[i]`.
+        rows: indices of the answers that were read, ascending; all of them unless some were skipped.
+        n_tokens: real tokens that passed through the model in this run (resumed ones not counted).
+        n_truncated: answers whose prompt was cut on the left to fit.
+        n_skipped: answers left out as over-long.
+        elapsed_s: seconds of this run.
+    """
+
+    features: Mapping[str, Features]
+    rows: np.ndarray
+    n_tokens: int
+    n_truncated: int
+    n_skipped: int
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class RenderedAnswers:
+    """Rendered answers that fit the context, with the count of those cut and left out."""
+
+    rendered: tuple[Rendered, ...]
+    rows: tuple[int, ...]
+    n_truncated: int
+    n_skipped: int
+
+
+def render_all(
+    backbone: Backbone, answers: Sequence[Answer], *, overlong: Overlong = "error"
+) -> RenderedAnswers:
+    """Render every answer before anything is read.
+
+    Raises:
+        OverlongError: an answer with its prompt exceeds the context and `overlong` is "error".
+        RenderError: messages the template cannot express; the message names the record.
+    """
+    if overlong not in OVERLONG:
+        raise RecipeError(f"unknown policy overlong={overlong!r}; expected {', '.join(OVERLONG)}")
+    kept: list[Rendered] = []
+    rows: list[int] = []
+    n_truncated = 0
+    for row, answer in enumerate(answers):
+        whole = backbone.renderer.render(answer)
+        fitted = fit_to_context(whole, backbone.context_length, overlong, where=answer.where)
+        if fitted is None:
+            continue
+        n_truncated += fitted is not whole and len(fitted.ids) < len(whole.ids)
+        kept.append(fitted)
+        rows.append(row)
+    return RenderedAnswers(tuple(kept), tuple(rows), n_truncated, len(answers) - len(kept))
+
+
+def read(
+    backbone: Backbone,
+    answers: Sequence[Answer],
+    recipes: Mapping[str, Recipe],
+    *,
+    reducers: Mapping[str, Reducer] | None = None,
+    sink: FeatureSink | None = None,
+    overlong: Overlong = "error",
+    tokens_per_batch: int = 2048,
+    share_prompts: bool = True,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Reading:
+    """Read `answers` once and return the features of every recipe.
+
+    Args:
+        backbone: the frozen model.
+        answers: rows of a table.
+        recipes: by name; each becomes one `Features`.
+        reducers: ready-made reducers (a loaded head brings its own basis); made here if absent.
+        sink: where features go; memory if absent. A disk sink lets a killed run go on.
+        overlong: `error`, `truncate_left` (drop prompt tokens after BOS) or `skip`; both counted.
+        tokens_per_batch: budget of a forward pass, padding included.
+        share_prompts: read a prompt once for all its answers where the family allows it.
+        on_progress: called after each batch.
+
+    Raises:
+        OverlongError, RenderError, RecipeError: before the model works.
+    """
+    _check_counts_end(backbone, recipes)
+    made = reducers or {name: Reducer(recipe, backbone) for name, recipe in recipes.items()}
+    todo = render_all(backbone, answers, overlong=overlong)
+    sink = sink if sink is not None else MemorySink()
+    keys = [_row_key(r) for r in todo.rendered]
+    done = sink.open(keys)
+    missing = [i for i in range(len(keys)) if i not in done]
+    started, n_tokens = time.monotonic(), 0
+    pending = [todo.rendered[i] for i in missing]
+    plans = plan_batches(
+        pending,
+        tokens_per_batch=tokens_per_batch,
+        share_prompts=share_prompts and backbone.shares_prompts,
+    )
+    tokens_total = sum(plan.n_tokens for plan in plans)
+    answers_done = len(done)
+    for plan in plans:
+        batch = build(plan, pending, device=backbone.device)
+        sink.add([missing[i] for i in batch.answers], _reduce_batch(backbone, batch, made))
+        n_tokens += batch.n_tokens
+        answers_done += len(batch.answers)
+        if on_progress is not None:
+            elapsed = time.monotonic() - started
+            on_progress(Progress(answers_done, len(keys), n_tokens, tokens_total, elapsed))
+    features = sink.close(len(keys), {n: (r.n_features, r.recipe) for n, r in made.items()})
+    return Reading(
+        features=features,
+        rows=np.array(todo.rows, dtype=np.int64),
+        n_tokens=n_tokens,
+        n_truncated=todo.n_truncated,
+        n_skipped=todo.n_skipped,
+        elapsed_s=time.monotonic() - started,
+    )
+
+
+def _reduce_batch(backbone: Backbone, batch, reducers: Mapping[str, Reducer]) -> dict[str, Features]:
+    index = BatchIndex.of(batch)
+    wanted = {state for reducer in reducers.values() for state in reducer.wanted}
+
+    visit: Visit = lambda layer, point, states: _visit_all(  # noqa: E731
+        reducers, layer, point, states, index, batch
+    )
+    backbone.forward(batch, wanted, visit)
+    return {name: reducer.finish(index) for name, reducer in reducers.items()}
+
+
+def _visit_all(reducers, layer, point, states, index, batch) -> None:
+    for reducer in reducers.values():
+        reducer.visit(layer, point, states, index, batch)
+
+
+def _check_counts_end(backbone: Backbone, recipes: Mapping[str, Recipe]) -> None:
+    for name, recipe in recipes.items():
+        if recipe.counts_end != backbone.renderer.counts_end:
+            raise RecipeError(
+                f"recipe {name!r} has counts_end={recipe.counts_end} but the backbone's renderer "
+                f"counts_end={backbone.renderer.counts_end}; load the backbone with the same value"
+            )
+
+
+def _row_key(rendered: Rendered) -> str:
+    body = torch.tensor([*rendered.ids, rendered.start, rendered.stop], dtype=torch.int64)
+    return hashlib.sha256(body.numpy().tobytes()).hexdigest()[:24]

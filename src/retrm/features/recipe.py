@@ -1,0 +1,143 @@
+"""A recipe says which states become features: layers, state point, subspace, pooling.
+
+Recipes are plain data, typed by a person or read from a folder; `resolve` binds one to a backbone
+and checks everything that can be checked before a single token is read.
+"""
+
+import re
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
+
+from retrm.backbone.base import StatePoint
+from retrm.errors import RecipeError, did_you_mean
+from retrm.features.subspace import SubspaceSpec
+
+Pooling = Literal["last", "mean", "max", "tokens"]
+Point = Literal["residual", "post_norm", "hidden_states"]
+Source = Literal["states", "logits", "log_probability"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+CHOICES = {
+    "pooling": ("last", "mean", "max", "tokens"),
+    "point": ("residual", "post_norm", "hidden_states"),
+    "source": ("states", "logits", "log_probability"),
+    "dtype": ("float32", "float16", "bfloat16"),
+    "matrix": ("auto", "raw", "folded"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which states of an answer become features, and how.
+
+    Attributes:
+        layers: `last`, `all` (embedding output included), `last4` (the last four layers), or numbers
+            such as `8,16,24` (0 = embedding output, i = output of block i).
+        point: `post_norm` (what the LM head multiplies), `residual` (before the final norm), or
+            `hidden_states`: residual below the last layer and post_norm at the last, the tuple that
+            transformers returns and that ELHSR reads.
+        subspace: `full`, `reasoning:5%`, `semantic:256`, `random:256@SEED`.
+        matrix: whose singular vectors: `raw` W (only for post_norm), `folded` W diag(gain) (only for
+            residual), `auto` = the one that fits the point.
+        pooling: over response tokens: `last`, `mean`, `max`, or `tokens` = keep every token.
+        source: `states`; `logits` (the full logits at each response token: ELHSR's logits-only
+            mode); or `log_probability` (mean, minimum and entropy of the answer's own tokens).
+        dtype: in which features are kept. The same rounding is applied when scoring online.
+        counts_end: whether the end-of-turn token belongs to the answer.
+    """
+
+    layers: str = "last"
+    point: Point = "post_norm"
+    subspace: str = "full"
+    matrix: str = "auto"
+    pooling: Pooling = "last"
+    source: Source = "states"
+    dtype: Dtype = "float32"
+    counts_end: bool = True
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            got = getattr(self, name)
+            if got not in choices:
+                raise RecipeError(
+                    f"unknown {name} {got!r}; expected one of {', '.join(choices)}. "
+                    f"{did_you_mean(str(got), choices)}"
+                )
+        spec = SubspaceSpec.parse(self.subspace)
+        if self.source != "states" and spec.part != "full":
+            raise RecipeError(
+                f"source {self.source!r} has no subspace, got {self.subspace!r}; use subspace=full, "
+                "or source=states"
+            )
+        self._check_matrix(spec)
+
+    def _check_matrix(self, spec: SubspaceSpec) -> None:
+        if self.matrix == "auto" or spec.part == "full":
+            return
+        fits = {"post_norm": "raw", "residual": "folded"}.get(self.point)
+        if self.matrix != fits:
+            basis = "post_norm (raw W)" if self.matrix == "raw" else "residual (W diag(gain))"
+            raise RecipeError(
+                f"a {basis} basis cannot read {self.point} states: the directions that are invisible "
+                f"to the LM head differ on the two sides of the final norm. Use matrix=auto, or "
+                f"point={'post_norm' if self.matrix == 'raw' else 'residual'}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """A recipe from JSON or TOML; unknown keys are errors."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise RecipeError(f"unknown recipe key {key!r}. {did_you_mean(key, known)}")
+        return cls(**values)
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether an answer becomes one row of features."""
+        return self.pooling != "tokens" or self.source == "log_probability"
+
+    def layer_numbers(self, n_layers: int) -> tuple[int, ...]:
+        """The layers of a backbone with `n_layers` blocks, ascending.
+
+        Raises:
+            RecipeError: unreadable, out of 0..n_layers, or repeated.
+        """
+        text = self.layers.strip()
+        if text == "last":
+            return (n_layers,)
+        if text == "all":
+            return tuple(range(n_layers + 1))
+        if found := re.fullmatch(r"last(\d+)", text):
+            count = int(found[1])
+            if not 1 <= count <= n_layers + 1:
+                raise RecipeError(
+                    f"layers {text!r} asks for {count} layers; the model has {n_layers + 1} "
+                    f"(0 = embedding output, 1..{n_layers} = blocks)"
+                )
+            return tuple(range(n_layers + 1 - count, n_layers + 1))
+        if not re.fullmatch(r"-?\d+(\s*,\s*-?\d+)*", text):
+            raise RecipeError(
+                f"cannot read layers {text!r}; expected last, all, last4 or numbers such as 8,16,24"
+            )
+        numbers = tuple(int(part) for part in text.split(","))
+        wrong = [i for i in numbers if not 0 <= i <= n_layers]
+        if wrong:
+            raise RecipeError(
+                f"layer {wrong[0]} does not exist: this model has layers 0..{n_layers} "
+                "(0 = embedding output, i = output of block i)"
+            )
+        if len(set(numbers)) < len(numbers):
+            raise RecipeError(f"layers {text!r} name a layer twice")
+        return tuple(sorted(numbers))
+
+    def wanted(self, n_layers: int) -> tuple[tuple[int, StatePoint], ...]:
+        """The (layer, state point) pairs to read, in the order their features are laid out."""
+        if self.source != "states":
+            return ((n_layers, "post_norm"),)
+        if self.point == "hidden_states":
+            return tuple(
+                (i, "post_norm" if i == n_layers else "residual")
+                for i in self.layer_numbers(n_layers)
+            )
+        return tuple((i, self.point) for i in self.layer_numbers(n_layers))

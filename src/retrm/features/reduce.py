@@ -1,0 +1,247 @@
+"""From the states of one forward pass to the features of its answers.
+
+A `Reducer` belongs to one recipe. It is shown each layer's states as they appear, picks the response
+tokens, projects, pools, and keeps only that: raw hidden states are a stream and never a file. The
+same reducer serves reading for a fit and scoring online, so a stored feature equals an online one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retrm.backbone.base import Backbone, StatePoint, TokenBatch, Unembedding
+from retrm.features.norm_folding import normalised
+from retrm.features.recipe import Recipe
+from retrm.features.subspace import Subspace, SubspaceSpec, fit_spectrum
+
+TORCH_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+LOGIT_ROWS = 512  # response tokens whose full logits are alive at once
+SCALARS = ("mean_log_probability", "min_log_probability", "mean_entropy")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of some answers, in the order of the answers.
+
+    Attributes:
+        values: one row an answer (pooled) or one row a response token, in the recipe's dtype.
+        offsets: answer i owns rows offsets[i]..offsets[i+1]; for pooled features 0..n.
+        is_pooled: whether a row is an answer.
+    """
+
+    values: Float[Tensor, "rows features"]
+    offsets: Int[Tensor, " answers_plus_one"]
+    is_pooled: bool
+
+    @property
+    def n_answers(self) -> int:
+        """Number of answers."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def n_features(self) -> int:
+        """Numbers per row."""
+        return self.values.shape[1]
+
+    def take(self, rows: Sequence[int] | Tensor) -> "Features":
+        """Features of the answers `rows`, in that order."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        if self.is_pooled:
+            return Features(self.values[index], torch.arange(len(index) + 1), True)
+        starts, stops = self.offsets[index], self.offsets[index + 1]
+        pieces = [self.values[a:b] for a, b in zip(starts.tolist(), stops.tolist(), strict=True)]
+        values = torch.cat(pieces) if pieces else self.values[:0]
+        lengths = stops - starts
+        return Features(values, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), False)
+
+
+def concatenate(parts: Sequence[Features]) -> Features:
+    """Features of several groups of answers, one behind the other."""
+    offsets, base = [torch.zeros(1, dtype=torch.int64)], 0
+    for part in parts:
+        offsets.append(part.offsets[1:] + base)
+        base += int(part.offsets[-1])
+    return Features(torch.cat([p.values for p in parts]), torch.cat(offsets), parts[0].is_pooled)
+
+
+@dataclass(frozen=True)
+class BatchIndex:
+    """Where the response tokens of a batch lie, as flat index tensors on the device."""
+
+    rows: Int[Tensor, " tokens"]
+    columns: Int[Tensor, " tokens"]
+    previous: Int[Tensor, " tokens"]
+    offsets: Int[Tensor, " answers_plus_one"]
+    owner: Int[Tensor, " tokens"]
+
+    @classmethod
+    def of(cls, batch: TokenBatch) -> "BatchIndex":
+        """Flatten the per-answer spans of `batch`."""
+        device = batch.ids.device
+        lengths = torch.tensor([len(span) for span in batch.spans])
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        rows = torch.tensor(batch.rows)[owner]
+        return cls(
+            rows=rows.to(device),
+            columns=torch.cat(list(batch.spans)).to(device),
+            previous=torch.cat(list(batch.previous)).to(device),
+            offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+            owner=owner.to(device),
+        )
+
+
+def pool(
+    tokens: Float[Tensor, "tokens features"], index: BatchIndex, pooling: str
+) -> Float[Tensor, "rows features"]:
+    """Response-token features to one row an answer; `tokens` keeps every token.
+
+    Padding never reaches this function: spans name real tokens only.
+    """
+    if pooling == "tokens":
+        return tokens
+    if pooling == "last":
+        return tokens[(index.offsets[1:] - 1).to(tokens.device)]
+    n_answers = index.offsets.shape[0] - 1
+    shape = (n_answers, tokens.shape[1])
+    if pooling == "mean":
+        total = tokens.new_zeros(shape).index_add_(0, index.owner, tokens)
+        lengths = (index.offsets[1:] - index.offsets[:-1]).to(tokens)
+        return total / lengths[:, None]
+    owner = index.owner[:, None].expand_as(tokens)
+    lowest = tokens.new_full(shape, -torch.inf)
+    return lowest.scatter_reduce(0, owner, tokens, "amax", include_self=True)
+
+
+class Reducer:
+    """Turns the visited states of a batch into the features of one recipe."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        backbone: Backbone,
+        *,
+        bases: Mapping[StatePoint, Subspace] | None = None,
+    ) -> None:
+        """Bind `recipe` to `backbone`; `bases` are those stored with a head, else they are computed.
+
+        Raises:
+            RecipeError: the recipe is impossible on this backbone.
+        """
+        self.recipe = recipe
+        self.wanted = recipe.wanted(backbone.n_layers)
+        self.unembedding: Unembedding = backbone.unembedding
+        spec = SubspaceSpec.parse(recipe.subspace)
+        self.n_dims = spec.n_dims(backbone.width)
+        self.bases = dict(bases) if bases is not None else self._fit_bases(spec)
+        self._device_bases = {p: b.to(backbone.device) for p, b in self.bases.items()}
+        self._dtype = TORCH_DTYPES[recipe.dtype]
+        self._out: Tensor | None = None
+
+    def _fit_bases(self, spec: SubspaceSpec) -> dict[StatePoint, Subspace]:
+        if spec.part == "full":
+            return {}
+        points = {point for _, point in self.wanted}
+        return {
+            point: fit_spectrum(self.unembedding, point).subspace(
+                spec.part, self.n_dims, seed=spec.seed
+            )
+            for point in sorted(points)
+        }
+
+    @property
+    def n_features(self) -> int:
+        """Numbers per row."""
+        if self.recipe.source == "logits":
+            return self.unembedding.weight.shape[0]
+        if self.recipe.source == "log_probability":
+            return len(SCALARS)
+        return self.n_dims * len(self.wanted)
+
+    def visit(
+        self,
+        layer: int,
+        point: StatePoint,
+        states: Float[Tensor, "rows tokens width"],
+        index: BatchIndex,
+        batch: TokenBatch,
+    ) -> None:
+        """Take what the recipe needs from one layer's states."""
+        if (layer, point) not in self.wanted:
+            return
+        if self.recipe.source == "log_probability":
+            self._out = self._log_probabilities(states, index, batch)
+            return
+        tokens = self._select(states, index)
+        if self.recipe.source == "logits":
+            self._out = pool(self._logits(tokens), self._after_select(index), self.recipe.pooling)
+            return
+        pooled = pool(self._project(point, tokens), self._after_select(index), self.recipe.pooling)
+        if self._out is None:
+            shape = (pooled.shape[0], self.n_features)
+            self._out = torch.empty(shape, dtype=self._dtype, device=pooled.device)
+        slot = self.wanted.index((layer, point)) * self.n_dims
+        self._out[:, slot : slot + self.n_dims] = pooled.to(self._dtype)
+
+    def finish(self, index: BatchIndex) -> Features:
+        """The features of the batch's answers, on the CPU in the recipe's dtype."""
+        assert self._out is not None, "no wanted state was visited"
+        values, self._out = self._out.to("cpu", self._dtype), None
+        n_answers = index.offsets.shape[0] - 1
+        offsets = torch.arange(n_answers + 1) if self.recipe.is_pooled else index.offsets
+        return Features(values, offsets, self.recipe.is_pooled)
+
+    def _select(self, states: Tensor, index: BatchIndex) -> Float[Tensor, "tokens width"]:
+        if self.recipe.pooling == "last":  # the other tokens need not be copied
+            last = (index.offsets[1:] - 1).to(states.device)
+            return states[index.rows[last], index.columns[last]]
+        return states[index.rows, index.columns]
+
+    def _after_select(self, index: BatchIndex) -> BatchIndex:
+        if self.recipe.pooling != "last":
+            return index
+        n_answers = index.offsets.shape[0] - 1
+        every = torch.arange(n_answers + 1)
+        return BatchIndex(index.rows, index.columns, index.previous, every, every[:-1])
+
+    def _project(self, point: StatePoint, tokens: Tensor) -> Float[Tensor, "tokens features"]:
+        basis = self._device_bases.get(point)
+        if basis is None:
+            return tokens.float()
+        if point == "residual":
+            tokens = normalised(self.unembedding, tokens)
+        return basis.project(tokens)
+
+    def _logits(self, states: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocab"]:
+        return torch.cat([logits(self.unembedding, part) for part in states.split(LOGIT_ROWS)])
+
+    def _log_probabilities(
+        self, states: Tensor, index: BatchIndex, batch: TokenBatch
+    ) -> Float[Tensor, "answers scalars"]:
+        targets = batch.ids[index.rows, index.columns]
+        before = states[index.rows, index.previous]
+        chosen, entropy = [], []
+        for part, target in zip(before.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
+            log_p = torch.log_softmax(logits(self.unembedding, part), dim=-1)
+            chosen.append(log_p.gather(1, target[:, None]))
+            entropy.append(-(log_p.exp() * log_p).sum(dim=1, keepdim=True))
+        log_p, spread = torch.cat(chosen), torch.cat(entropy)
+        return torch.cat(
+            [pool(log_p, index, "mean"), -pool(-log_p, index, "max"), pool(spread, index, "mean")],
+            dim=1,
+        )
+
+
+def logits(
+    head: Unembedding, states: Float[Tensor, "tokens width"]
+) -> Float[Tensor, "tokens vocab"]:
+    """The model's own logits of post_norm `states`, float32."""
+    out = torch.nn.functional.linear(states.to(head.weight.dtype), head.weight, head.bias).float()
+    out = out * head.logit_scale
+    return head.softcap * torch.tanh(out / head.softcap) if head.softcap else out

@@ -1,0 +1,207 @@
+"""What a loss learns from: labels, prompts and pairs as tensors over the rows of a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from retrm.errors import FitError, LabelError
+from retrm.losses import LOSSES
+from retrm.records import AnswerTable, Pair
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The supervision of some rows.
+
+    Attributes:
+        labels: 1 right, 0 wrong, NaN not labelled.
+        groups: the prompt of each row, numbered 0..P-1 in order of first appearance.
+        pairs: (chosen row, rejected row).
+        margins: of each pair.
+        weights: of each pair; every prompt has total weight 1, so that a prompt with many pairs
+            does not drown the others.
+    """
+
+    labels: Float[Tensor, " rows"]
+    groups: Int[Tensor, " rows"]
+    pairs: Int[Tensor, "pairs 2"]
+    margins: Float[Tensor, " pairs"]
+    weights: Float[Tensor, " pairs"]
+
+    @classmethod
+    def of(cls, table: AnswerTable, *, label_threshold: float | None = None) -> Self:
+        """The targets a table carries.
+
+        Graded labels (anything but 0 and 1) become pairs within their prompt: the higher grade is
+        chosen. With `label_threshold`, a grade at or above it becomes 1 and any other 0.
+
+        Raises:
+            LabelError: no labels and no pairs.
+        """
+        labels = table.labels.astype(np.float64)
+        pairs = [*table.pairs, *(p for ranked in table.ranked for p in ranked.pairs())]
+        if label_threshold is not None:
+            labels = np.where(np.isnan(labels), np.nan, (labels >= label_threshold).astype(float))
+        known = labels[~np.isnan(labels)]
+        if known.size and not np.isin(known, (0.0, 1.0)).all():
+            pairs += _graded_pairs(table, labels)
+            labels = np.full_like(labels, np.nan)
+        if not known.size and not pairs:
+            raise LabelError(
+                f"{len(table)} answers carry no labels, pairs or ranks; expected a label per answer, "
+                "chosen/rejected pairs, or ranks. Grade rollouts first: retrm grade ROLLOUTS"
+            )
+        groups = _group_numbers(table)
+        index = torch.tensor([[p.chosen, p.rejected] for p in pairs], dtype=torch.int64)
+        index = index.reshape(-1, 2)
+        return cls(
+            labels=torch.from_numpy(labels).float(),
+            groups=groups,
+            pairs=index,
+            margins=torch.tensor([p.margin for p in pairs], dtype=torch.float32),
+            weights=_equal_prompt_weights(groups[index[:, 0]]),
+        )
+
+    def take(self, rows: Sequence[int] | Tensor) -> Self:
+        """The targets of `rows`; pairs that lose a member are left out."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        place = torch.full((len(self.labels),), -1, dtype=torch.int64)
+        place[index] = torch.arange(len(index))
+        moved = place[self.pairs]
+        kept = (moved >= 0).all(dim=1)
+        _, groups = torch.unique(self.groups[index], return_inverse=True)
+        return type(self)(
+            self.labels[index], groups, moved[kept], self.margins[kept], self.weights[kept]
+        )
+
+    @property
+    def is_labelled(self) -> Tensor:
+        """Rows that carry a label."""
+        return ~torch.isnan(self.labels)
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of different prompts."""
+        return int(torch.unique(self.groups).numel())
+
+
+def default_loss(targets: Targets, wanted: str) -> str:
+    """The loss `auto` stands for: BCE where rows are labelled, Bradley-Terry where only pairs are."""
+    if wanted != "auto":
+        return wanted
+    return "bce" if targets.is_labelled.any() else "bradley_terry"
+
+
+def check_targets(targets: Targets, loss: str) -> None:
+    """Refuse targets that cannot determine a head, before any time is spent.
+
+    Raises:
+        LabelError: the loss needs labels or pairs that are not there, or one class is missing.
+        FitError: all rows belong to one prompt, or no prompt has right and wrong answers.
+    """
+    needs = LOSSES[loss].needs
+    if needs == "pairs":
+        if not len(targets.pairs):
+            raise LabelError(
+                f"the loss {loss} needs preference pairs and the data have none; use loss=bce or "
+                "loss=pairwise_logistic with right/wrong labels"
+            )
+    else:
+        _check_labels(targets, loss, needs_mixed=needs == "groups")
+    if targets.n_prompts < 2:
+        raise FitError(
+            "all answers belong to one prompt; expected at least two, since prompts are what is "
+            "split into training and held-out parts. Check the prompt_id column"
+        )
+
+
+def _check_labels(targets: Targets, loss: str, *, needs_mixed: bool) -> None:
+    labels = targets.labels[targets.is_labelled]
+    if not len(labels):
+        raise LabelError(
+            f"the loss {loss} needs a right/wrong label per answer and the data have none; use "
+            "loss=bradley_terry for preference pairs"
+        )
+    if labels.min() == labels.max():
+        kind = "right" if labels.max() == 1 else "wrong"
+        raise LabelError(
+            f"all {len(labels)} labelled answers are {kind}; expected both kinds. Add prompts of "
+            "another difficulty, or check the grader"
+        )
+    if needs_mixed:
+        right = torch.zeros(int(targets.groups.max()) + 1).index_add_(
+            0, targets.groups[targets.is_labelled], labels
+        )
+        counts = torch.zeros_like(right).index_add_(
+            0, targets.groups[targets.is_labelled], torch.ones_like(labels)
+        )
+        if not ((right > 0) & (right < counts)).any():
+            raise FitError(
+                f"no prompt has both a right and a wrong answer, and the loss {loss} compares answers "
+                "to one prompt; use loss=bce, or sample more answers a prompt"
+            )
+
+
+def loss_value(loss: str, scores: Tensor, targets: Targets) -> Tensor | None:
+    """The loss of `scores` under `targets`; None if nothing here can be compared."""
+    spec = LOSSES[loss]
+    if spec.needs == "pairs":
+        if not len(targets.pairs):
+            return None
+        chosen, rejected = scores[targets.pairs[:, 0]], scores[targets.pairs[:, 1]]
+        return spec.function(chosen, rejected, targets.margins)
+    kept = targets.is_labelled
+    if not kept.any():
+        return None
+    if spec.needs == "labels":
+        return spec.function(scores[kept], targets.labels[kept])
+    groups = torch.unique(targets.groups[kept], return_inverse=True)[1]
+    if loss == "pairwise_logistic" and not _has_mixed(targets.labels[kept], groups):
+        return None
+    return spec.function(scores[kept], targets.labels[kept], groups)
+
+
+def _has_mixed(labels: Tensor, groups: Tensor) -> bool:
+    right = torch.zeros(int(groups.max()) + 1).index_add_(0, groups, labels)
+    counts = torch.bincount(groups)
+    return bool(((right > 0) & (right < counts)).any())
+
+
+def right_wrong_pairs(targets: Targets) -> tuple[Tensor, Tensor]:
+    """All (right, wrong) pairs within prompts, with weights that sum to 1 per mixed prompt."""
+    pairs = []
+    for group in torch.unique(targets.groups).tolist():
+        rows = ((targets.groups == group) & targets.is_labelled).nonzero()[:, 0]
+        right, wrong = rows[targets.labels[rows] == 1], rows[targets.labels[rows] == 0]
+        pairs.append(torch.cartesian_prod(right, wrong).reshape(-1, 2))
+    index = torch.cat(pairs) if pairs else torch.zeros(0, 2, dtype=torch.int64)
+    return index, _equal_prompt_weights(targets.groups[index[:, 0]])
+
+
+def _equal_prompt_weights(groups_of_pairs: Tensor) -> Tensor:
+    if not len(groups_of_pairs):
+        return torch.zeros(0)
+    counts = torch.bincount(groups_of_pairs)
+    return 1.0 / counts[groups_of_pairs].float()
+
+
+def _group_numbers(table: AnswerTable) -> Tensor:
+    seen: dict[str, int] = {}
+    return torch.tensor(
+        [seen.setdefault(a.prompt_id, len(seen)) for a in table.answers], dtype=torch.int64
+    )
+
+
+def _graded_pairs(table: AnswerTable, labels: np.ndarray) -> list[Pair]:
+    pairs = []
+    for group in table.candidate_sets():
+        for i in group.rows:
+            for j in group.rows:
+                if labels[i] > labels[j]:
+                    pairs.append(Pair(i, j))
+    return pairs

@@ -1,0 +1,132 @@
+"""What every head offers.
+
+Scores are raw: unbounded, higher is better. `token_view` says how the score came about token by
+token, for heat maps; its contributions add up to the score wherever the head is a sum over tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from retrm.errors import ShapeError
+from retrm.features.reduce import Features
+
+ROWS_PER_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One answer, token by token.
+
+    Attributes:
+        score: of the whole answer.
+        rewards: the head's value at each response token.
+        gates: weight of each token, 0..1; all equal where the head has no gate.
+        contributions: what each token adds to the score; they sum to it, except for heads whose
+            score is a single token's value (then that token holds all of it).
+        running: the score if the answer ended at that token.
+    """
+
+    score: float
+    rewards: Float[Tensor, " tokens"]
+    gates: Float[Tensor, " tokens"]
+    contributions: Float[Tensor, " tokens"]
+    running: Float[Tensor, " tokens"]
+
+
+class Head(nn.Module):
+    """Base of all heads: checks shapes, counts parameters, scores features in bounded memory."""
+
+    name: ClassVar[str]
+    reads_tokens: ClassVar[bool]  # token features (True) or pooled ones (False)
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.n_features = n_features
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Constructor arguments beside `n_features`, as they are stored in a reward model."""
+        return {}
+
+    @property
+    def n_params(self) -> int:
+        """Number of trained parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    def reset(self, generator: torch.Generator) -> None:
+        """Draw the weights a gradient fit starts from."""
+        raise NotImplementedError
+
+    def fold_input(self, shift: Float[Tensor, " features"], scale: Float[Tensor, " features"]) -> None:
+        """Change the weights so that the head reads x as it now reads (x - shift) / scale."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        values: Float[Tensor, "rows features"],
+        offsets: Tensor,
+    ) -> Float[Tensor, " answers"]:
+        """Scores of the answers whose rows are offsets[i]..offsets[i+1] of `values`."""
+        raise NotImplementedError
+
+    def token_view(self, values: Float[Tensor, "tokens features"], pooling: str) -> TokenView:
+        """How the score of one answer comes about; `values` are its token features, float32."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def score(self, features: Features) -> Float[Tensor, " answers"]:
+        """Scores of `features`, float32, in bounded memory whatever their dtype.
+
+        Raises:
+            ShapeError: features of another width, pooled where tokens are needed or the reverse.
+        """
+        self.check(features)
+        out = [
+            self(chunk.values.float(), chunk.offsets - chunk.offsets[0])
+            for chunk in _chunks(features)
+        ]
+        return torch.cat(out) if out else torch.zeros(0)
+
+    def check(self, features: Features) -> None:
+        """Refuse features this head cannot read."""
+        if features.n_features != self.n_features:
+            raise ShapeError(
+                f"got features of width {features.n_features}, the {self.name} head reads "
+                f"{self.n_features}; was it fitted with another recipe or model?"
+            )
+        if features.is_pooled == self.reads_tokens:
+            got, need = ("pooled", "token") if features.is_pooled else ("token", "pooled")
+            raise ShapeError(
+                f"got {got} features, the {self.name} head reads {need} features; set pooling to "
+                f"{'tokens' if self.reads_tokens else 'last, mean or max'} in the recipe"
+            )
+        lengths = features.offsets[1:] - features.offsets[:-1]
+        if (lengths <= 0).any():
+            row = int((lengths <= 0).nonzero()[0, 0])
+            raise ShapeError(f"answer {row} has no response token; an empty answer has no score")
+
+
+def _chunks(features: Features):
+    # Consecutive answers whose rows are views of the stored values: nothing is copied but the chunk.
+    n, start = features.n_answers, 0
+    while start < n:
+        limit = features.offsets[start] + ROWS_PER_CHUNK
+        stop = int(torch.searchsorted(features.offsets, limit, right=True)) - 1
+        stop = min(max(stop, start + 1), n)
+        first, last = int(features.offsets[start]), int(features.offsets[stop])
+        yield Features(
+            features.values[first:last], features.offsets[start : stop + 1], features.is_pooled
+        )
+        start = stop
+
+
+def owners(offsets: Tensor) -> Tensor:
+    """For each row, the answer it belongs to."""
+    return torch.repeat_interleave(
+        torch.arange(len(offsets) - 1, device=offsets.device), offsets[1:] - offsets[:-1]
+    )
+

@@ -1,0 +1,171 @@
+"""The presets: a method is a recipe, a head and a loss.
+
+| method | states | head | loss |
+|---|---|---|---|
+| `last_token` | last response token, post_norm, full width | linear | BCE or Bradley-Terry |
+| `retrm` | last response token, post_norm, reasoning subspace | linear | BCE or Bradley-Terry |
+| `harp` | every response token, post_norm, reasoning subspace | perceptron, worst token decides | BCE |
+| `elhsr` | every response token, all layers, full width | gate and reward | BCE |
+| `retrm_elhsr` | every response token, all layers, each in its reasoning subspace | gate and reward | BCE |
+
+Names a person types are rows of this table; every part of a row can be overridden. Sources: ReTRM
+(project note, 2025); HARP, arXiv 2509.11536; ELHSR, arXiv 2505.12225 (named SWIFT in v3).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self
+
+from retrm.errors import RecipeError, did_you_mean
+from retrm.features.recipe import Recipe
+
+Solver = Literal["convex", "gradient"]
+
+
+@dataclass(frozen=True)
+class GradientOptions:
+    """How the gradient loop runs.
+
+    Attributes:
+        optimizer: `adam` or `adamw`; they differ in what weight decay means.
+        lr: step size.
+        weight_decay: of the optimiser.
+        epochs: at most this many passes over the training prompts.
+        patience: stop after this many epochs without a better validation loss; None = never.
+        keep: `best` = the weights of the best validation epoch, `last` = those of the last epoch
+            (the released ELHSR code keeps the last by mistake).
+        schedule: `constant` or `cosine` decay to 0 over `epochs`.
+        batch_answers: answers a step; whole prompts are added until there are at least this many.
+        validation_fraction: of the PROMPTS, split off for early stopping; 0 = none.
+        standardise: divide features by their training standard deviation and centre them; folded
+            into the first layer afterwards.
+    """
+
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    lr: float = 1e-4
+    weight_decay: float = 1e-5
+    epochs: int = 40
+    patience: int | None = 3
+    keep: Literal["best", "last"] = "best"
+    schedule: Literal["constant", "cosine"] = "constant"
+    batch_answers: int = 16
+    validation_fraction: float = 0.2
+    standardise: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """Everything that defines a hidden-state reward model before it has seen data.
+
+    Attributes:
+        name: what a person typed.
+        recipe: which states become features.
+        head: name of the head, with `head_options`.
+        loss: name of the loss; `auto` = Bradley-Terry where the data are preferences, else BCE.
+        solver: `convex` for heads linear in pooled features with a convex loss, else `gradient`.
+        standardise: (convex) by train mean and deviation, folded into the weights.
+        gradient: options of the gradient loop.
+    """
+
+    name: str
+    recipe: Recipe
+    head: str
+    head_options: Mapping[str, Any] = field(default_factory=dict)
+    loss: str = "auto"
+    solver: Solver = "convex"
+    standardise: bool = True
+    gradient: GradientOptions = field(default_factory=GradientOptions)
+
+    def with_changes(
+        self,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        head: str | None = None,
+        loss: str | None = None,
+        gradient: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """This method with parts replaced; the solver follows from what is left.
+
+        Raises:
+            RecipeError: unknown part, or parts that do not fit together.
+        """
+        changed = replace(
+            self,
+            recipe=Recipe.from_dict({**_as_dict(self.recipe), **(recipe or {})}),
+            head=head or self.head,
+            head_options={} if head not in (None, self.head) else self.head_options,
+            loss=loss or self.loss,
+            gradient=_gradient({**_as_dict(self.gradient), **(gradient or {})}),
+        )
+        is_convex = changed.head == "linear" and changed.loss in CONVEX_LOSSES
+        return replace(changed, solver="convex" if is_convex else "gradient")
+
+
+CONVEX_LOSSES = ("auto", "bce", "bradley_terry", "pairwise_logistic")
+
+_HARP_LOOP = GradientOptions(
+    optimizer="adam",
+    lr=1e-4,
+    weight_decay=3e-4,
+    epochs=50,
+    patience=None,
+    keep="last",
+    schedule="cosine",
+    batch_answers=128,
+    validation_fraction=0.0,
+)
+
+METHODS: dict[str, Method] = {
+    "last_token": Method("last_token", Recipe(), "linear"),
+    "retrm": Method("retrm", Recipe(subspace="reasoning:5%"), "linear"),
+    "harp": Method(
+        "harp",
+        Recipe(subspace="reasoning:5%", pooling="tokens"),
+        "worst_token",
+        loss="bce",
+        solver="gradient",
+        gradient=_HARP_LOOP,
+    ),
+    # bfloat16: all tokens of all layers are the bulk of a reading, and residual streams overflow
+    # float16.
+    "elhsr": Method(
+        "elhsr",
+        Recipe(layers="all", point="hidden_states", pooling="tokens", dtype="bfloat16"),
+        "gated",
+        loss="auto",
+        solver="gradient",
+    ),
+    "retrm_elhsr": Method(
+        "retrm_elhsr",
+        Recipe(layers="all", point="hidden_states", subspace="reasoning:5%", pooling="tokens"),
+        "gated",
+        loss="auto",
+        solver="gradient",
+    ),
+}
+
+ALIASES = {"swift": "elhsr"}
+
+
+def method(name: str) -> Method:
+    """The preset `name`.
+
+    Raises:
+        RecipeError: unknown name; the nearest is offered.
+    """
+    key = ALIASES.get(name, name)
+    if key not in METHODS:
+        raise RecipeError(f"unknown method {name!r}. {did_you_mean(name, [*METHODS, *ALIASES])}")
+    return METHODS[key]
+
+
+def _as_dict(value: Recipe | GradientOptions) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}
+
+
+def _gradient(values: Mapping[str, Any]) -> GradientOptions:
+    known = [f.name for f in fields(GradientOptions)]
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"unknown gradient option {key!r}. {did_you_mean(key, known)}")
+    return GradientOptions(**values)

@@ -1,0 +1,252 @@
+"""A hidden-state reward model: a frozen backbone, a recipe and a tiny head.
+
+>>> from retrm import RewardModel                                        # doctest: +SKIP
+>>> rm = RewardModel.load("runs/elhsr")                                   # doctest: +SKIP
+>>> rm.rank("What is 3 + 4?", ["The answer is 7.", "It is 8."])           # doctest: +SKIP
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from retrm.backbone.base import Backbone, Rendered
+from retrm.backbone.batching import build, plan_batches
+from retrm.backbone.load import load_backbone
+from retrm.errors import DataError, FingerprintError, SelfTestError
+from retrm.features.read import Overlong, Progress, read
+from retrm.features.reduce import BatchIndex, Features, Reducer
+from retrm.features.sink import in_row_order
+from retrm.heads.artifact import Artifact, SelfTestItem, load_artifact
+from retrm.records import Answer, Prompt
+from retrm.scorers.base import check_scores
+
+SELFTEST_TOLERANCE = {"float32": 1e-4, "float64": 1e-4}  # relative to 1 + |score|
+SELFTEST_TOLERANCE_LOW_PRECISION = 5e-2
+
+PromptLike = str | Prompt | Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class RankedCandidate:
+    """One candidate in a ranking.
+
+    Attributes:
+        text: of the candidate.
+        score: raw.
+        index: its place in the list that was given.
+    """
+
+    text: str
+    score: float
+    index: int
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """An answer token by token; all arrays have one entry a response token.
+
+    Attributes:
+        tokens: their text.
+        rewards: value of the head at each token.
+        gates: weight of each token, 0..1.
+        contributions: what each token adds to the score.
+        running: the score if the answer ended there.
+        score: of the whole answer.
+    """
+
+    tokens: tuple[str, ...]
+    rewards: np.ndarray
+    gates: np.ndarray
+    contributions: np.ndarray
+    running: np.ndarray
+    score: float
+
+
+class RewardModel:
+    """Scores answers by reading a frozen LLM's hidden states; implements `Scorer`."""
+
+    def __init__(self, artifact: Artifact, backbone: Backbone, *, name: str | None = None) -> None:
+        """Attach a head to a backbone.
+
+        Raises:
+            FingerprintError: the head belongs to another backbone, tokenizer or template.
+        """
+        self.artifact = artifact
+        self.backbone = backbone
+        self.name = name or artifact.method
+        _check_fingerprint(artifact, backbone)
+        self._reducer = Reducer(artifact.recipe, backbone, bases=artifact.bases)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        model: str | None = None,
+        backbone: Backbone | None = None,
+        device: str = "cpu",
+        check: bool = True,
+    ) -> Self:
+        """A reward model from its folder.
+
+        Args:
+            folder: written by `retrm fit`.
+            model: where the backbone lies now, if its stored name no longer finds it.
+            backbone: an already loaded backbone; several heads may share one.
+            device: for the backbone.
+            check: replay the stored self-test.
+
+        Raises:
+            ArtifactError: missing, damaged or of another version.
+            FingerprintError: another backbone, tokenizer or template.
+            SelfTestError: the stored scores are not reproduced.
+        """
+        artifact = load_artifact(Path(folder))
+        if backbone is None:
+            backbone = load_backbone(
+                model or artifact.backbone.name,
+                dtype=artifact.backbone.dtype,
+                device=device,
+                counts_end=artifact.recipe.counts_end,
+            )
+        loaded = cls(artifact, backbone, name=Path(folder).name)
+        if check:
+            loaded.replay_selftest()
+        return loaded
+
+    def score(
+        self,
+        answers: Sequence[Answer] | Sequence[tuple[PromptLike, str]],
+        *,
+        overlong: Overlong = "error",
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> np.ndarray:
+        """One raw score an answer, in order.
+
+        Args:
+            answers: rows of a table, or (prompt, response) tuples.
+            overlong: `error`, `truncate_left`, or `skip` (their score is NaN).
+            on_progress: called after each batch.
+
+        Returns:
+            (n,) float64.
+
+        Raises:
+            OverlongError, RenderError, ScoreError: naming the record.
+        """
+        rows = [a if isinstance(a, Answer) else Answer.of(a[0], a[1]) for a in answers]
+        if not rows:
+            return np.zeros(0)
+        reading = read(
+            self.backbone,
+            rows,
+            {"score": self.artifact.recipe},
+            reducers={"score": self._reducer},
+            overlong=overlong,
+            on_progress=on_progress,
+        )
+        found = self.artifact.head.score(reading.features["score"]).double().numpy()
+        check_scores(found, [rows[i] for i in reading.rows], self.name)
+        scores = np.full(len(rows), np.nan)
+        scores[reading.rows] = found
+        return scores
+
+    def rank(self, prompt: PromptLike, candidates: Sequence[str]) -> list[RankedCandidate]:
+        """The candidates, best first; ties keep their order."""
+        if not candidates:
+            raise DataError("no candidates to rank; expected at least one answer")
+        scores = self.score([(prompt, text) for text in candidates])
+        order = np.argsort(-scores, kind="stable")
+        return [RankedCandidate(candidates[i], float(scores[i]), int(i)) for i in order]
+
+    def token_scores(self, prompt: PromptLike, response: str) -> TokenScores:
+        """What the reward looks at in one answer."""
+        return self.token_scores_of(Answer.of(prompt, response))
+
+    def token_scores_of(self, answer: Answer) -> TokenScores:
+        """The same for a row of a table (sampled token ids are used where they are known)."""
+        rendered = self.backbone.renderer.render(answer)
+        recipe = replace(self.artifact.recipe, pooling="tokens")
+        reducer = Reducer(recipe, self.backbone, bases=self.artifact.bases)
+        values = _read_rendered(self.backbone, [rendered], reducer).values.float()
+        with torch.no_grad():
+            view = self.artifact.head.token_view(values, self.artifact.recipe.pooling)
+        pieces = self.backbone.renderer.pieces(rendered.ids[rendered.start : rendered.stop])
+        return TokenScores(
+            tokens=tuple(pieces),
+            rewards=view.rewards.numpy(),
+            gates=view.gates.numpy(),
+            contributions=view.contributions.numpy(),
+            running=view.running.numpy(),
+            score=view.score,
+        )
+
+    def score_rendered(self, rendered: Sequence[Rendered]) -> np.ndarray:
+        """Scores of answers that are already token ids; for the self-test and the service."""
+        features = _read_rendered(self.backbone, rendered, self._reducer)
+        return self.artifact.head.score(features).double().numpy()
+
+    def make_selftest(self, answers: Sequence[Answer]) -> list[SelfTestItem]:
+        """The items to store: these answers with the scores they get now, each read alone."""
+        rendered = [self.backbone.renderer.render(answer) for answer in answers]
+        return [SelfTestItem(r, float(self.score_rendered([r])[0])) for r in rendered]
+
+    def replay_selftest(self) -> None:
+        """Score the stored answers again.
+
+        Raises:
+            SelfTestError: a score differs by more than the tolerance, with both values.
+        """
+        items = self.artifact.selftest
+        if not items:
+            return
+        got = self.score_rendered([item.rendered for item in items])
+        dtype = str(self.backbone.dtype).removeprefix("torch.")
+        limit = SELFTEST_TOLERANCE.get(dtype, SELFTEST_TOLERANCE_LOW_PRECISION)
+        for number, (item, score) in enumerate(zip(items, got, strict=True)):
+            if not abs(score - item.score) <= limit * (1 + abs(item.score)):
+                raise SelfTestError(
+                    f"self-test {number} of {self.name}: got score {score:.6g}, stored "
+                    f"{item.score:.6g} (tolerance {limit:g} relative to 1 + |score|, {dtype}). The "
+                    "backbone computes something else now: run retrm doctor on it, and compare "
+                    "library versions with those in reward_model.json"
+                )
+
+
+def _read_rendered(
+    backbone: Backbone, rendered: Sequence[Rendered], reducer: Reducer
+) -> Features:
+    parts: list[tuple[tuple[int, ...], Features]] = []
+    for plan in plan_batches(rendered, tokens_per_batch=2048, share_prompts=backbone.shares_prompts):
+        batch = build(plan, rendered, device=backbone.device)
+        index = BatchIndex.of(batch)
+        backbone.forward(
+            batch,
+            set(reducer.wanted),
+            lambda layer, point, states, i=index, b=batch: reducer.visit(
+                layer, point, states, i, b
+            ),
+        )
+        parts.append((batch.answers, reducer.finish(index)))
+    rows = [row for answers, _ in parts for row in answers]
+    return in_row_order(rows, [f for _, f in parts], reducer.n_features, reducer.recipe)
+
+
+def _check_fingerprint(artifact: Artifact, backbone: Backbone) -> None:
+    stored, got = artifact.backbone.fingerprint, backbone.fingerprint
+    parts = {
+        "weights": "other weights (another model, another quantisation, or fine-tuned since)",
+        "unembedding": "another LM head or final norm",
+        "tokenizer": "another tokenizer",
+        "template": "another chat template or end-of-turn rule",
+    }
+    wrong = [text for key, text in parts.items() if getattr(stored, key) != getattr(got, key)]
+    if wrong:
+        raise FingerprintError(
+            f"this head was fitted on {artifact.backbone.name!r} and cannot read {backbone.name!r}: "
+            f"{'; '.join(wrong)}. Load the backbone it was fitted on, or fit a head on this one"
+        )
