@@ -42,7 +42,9 @@ _MIXED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attent
 _WINDOW: dict[str, Any] = {"sliding_window": 6}
 
 
-def build(model_type: str, *, seed: int = 0, attention: str = "", **options: Any) -> PreTrainedModel:
+def build(
+    model_type: str, *, seed: int = 0, attention: str = "", **options: Any
+) -> PreTrainedModel:
     """A model of `model_type` with seeded noise on every weight, gain and bias."""
     config = AutoConfig.for_model(model_type, **options)
     extra = {"attn_implementation": attention} if attention else {}

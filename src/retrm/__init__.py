@@ -22,7 +22,7 @@ _PUBLIC = {
     "sample": "retrm.backbone.generate",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

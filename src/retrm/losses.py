@@ -171,7 +171,9 @@ def infonca(
     return -(target * _log_softmax(scores, group, n_groups)).sum() / n_groups
 
 
-def nca(scores: Scores, labels: Labels, groups: Groups, *, alpha: float = 0.01) -> Float[Tensor, ""]:
+def nca(
+    scores: Scores, labels: Labels, groups: Groups, *, alpha: float = 0.01
+) -> Float[Tensor, ""]:
     """Noise-contrastive alignment: each candidate against noise, mean over prompts.
 
     At its optimum a right candidate of c right among K has score log(K/c), and EVERY candidate of
@@ -302,7 +304,7 @@ def _right_wrong_pairs(labels: Tensor, group: Tensor, n_groups: int) -> tuple[Te
 
 
 def _log_softmax(values: Tensor, group: Tensor, n_groups: int) -> Tensor:
-    """log softmax inside each prompt."""
+    """Log softmax inside each prompt."""
     # The maximum only guards against overflow; its gradient would cancel, so it is left out.
     top = torch.full((n_groups,), -torch.inf, dtype=values.dtype, device=values.device)
     top = top.scatter_reduce(0, group, values.detach(), "amax")

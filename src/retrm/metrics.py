@@ -700,9 +700,7 @@ def _best_of_k_by_prompt(
     return np.array(values)
 
 
-def _calibration_gaps(
-    scores: Sequence[float], labels: Sequence[float], n_bins: int
-) -> np.ndarray:
+def _calibration_gaps(scores: Sequence[float], labels: Sequence[float], n_bins: int) -> np.ndarray:
     """(n, bins): sigmoid(score) - label in the bin of the row, 0 elsewhere."""
     if n_bins < 1:
         raise RecipeError(f"got n_bins = {n_bins}; expected at least 1, usually 10.")
@@ -720,7 +718,7 @@ def _sigmoid(scores: np.ndarray) -> np.ndarray:
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """numerator / denominator, NaN where the denominator is 0."""
+    """Numerator / denominator, NaN where the denominator is 0."""
     undefined = np.full(np.shape(numerator), np.nan)
     return np.divide(numerator, denominator, out=undefined, where=denominator != 0)
 

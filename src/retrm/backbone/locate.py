@@ -215,7 +215,9 @@ def _parts(
         paths = itertools.product(_DECODERS, _BLOCKS, _NORMS)
     else:
         # A vision-language checkpoint holds the same text decoder one level deeper.
-        paths = ((at, family.blocks, family.norm) for at in ("model.language_model", family.decoder))
+        paths = (
+            (at, family.blocks, family.norm) for at in ("model.language_model", family.decoder)
+        )
     for decoder_path, blocks_path, norm_path in paths:
         decoder = _child(model, decoder_path)
         if decoder is None:

@@ -18,7 +18,7 @@ Rules, version `RULES`; every one of them is part of `ChatRenderer.template_text
    control token has swallowed white space, which cannot happen when a model samples, and the answer is
    tokenised by itself as text that follows other text. White space that the template writes between
    its generation prompt and an answer (Mistral's space) belongs to the answer, unless the answer
-   begins with white space of its own.
+   begins with white space of its own or the tokenizer adds that space by itself.
 5. The end-of-turn token is the first control token the template writes behind an assistant turn, else
    the tokenizer's EOS. It is appended unless the answer is known to be cut or already ends in it.
 6. Control strings inside messages, tools or answers are text: typing `<|im_end|>` ends no turn. Two
@@ -87,7 +87,7 @@ OverlongPolicy = Literal["error", "truncate_left", "skip"]
 
 
 def fit_to_context(
-    rendered: Rendered, limit: int, policy: OverlongPolicy, *, n_bos: int, where: str = ""
+    rendered: Rendered, limit: int, policy: OverlongPolicy, *, n_bos: int = 1, where: str = ""
 ) -> Rendered | None:
     """`rendered` with at most `limit` tokens; None says that policy `skip` leaves it out.
 
@@ -99,7 +99,8 @@ def fit_to_context(
         limit: context length in tokens, positive.
         policy: `error` raises; `truncate_left` drops the oldest prompt tokens behind the BOS;
             `skip` returns None.
-        n_bos: ids at the front that stay, `ChatRenderer.n_bos`.
+        n_bos: ids at the front that stay. One suits nearly every model, with a BOS (it is kept) and
+            without (the control token that opens the conversation is kept); see `ChatRenderer.n_bos`.
         where: source of the answer for the message.
 
     Raises:
@@ -345,24 +346,30 @@ class ChatRenderer:
         and special tokens, have the empty string.
         """
         out: list[str] = []
-        before, read = 0, 0
+        # Decoded are the last finished piece and what follows: some decoders look at neighbours.
+        before, read, known = 0, 0, ""
         for i in range(len(ids)):
-            known = self.decode(ids[before:read])
             now = self.decode(ids[before : i + 1])
             if len(now) > len(known) and not now.endswith("\ufffd"):
                 out.append(now[len(known) :])
                 before, read = read, i + 1
+                known = self.decode(ids[before:read])
             else:
                 out.append("")
         if out:
             # What is left is a character that was never completed.
-            out[-1] += self.decode(ids[before:])[len(self.decode(ids[before:read])) :]
+            out[-1] += self.decode(ids[before:])[len(known) :]
         return out
 
     @property
     def end_id(self) -> int | None:
         """The end-of-turn token, or None where the model has none."""
         return self._turn.end
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Every token that ends sampled ids: `end_id` and the tokenizer's EOS."""
+        return frozenset({self.end_id, self.tokenizer.eos_token_id} - {None})
 
     @property
     def glue(self) -> str:
@@ -569,12 +576,20 @@ class ChatRenderer:
         if glue.strip():
             notes.append(f"the template writes {glue!r} between the prompt and an answer")
             glue = ""
+        if glue == " " and self._adds_space(asked):
+            glue = ""
         tail = full[at + len(_REPLY) :] if at >= 0 else ""
         found = self._encoder.pattern.search(tail) if self._encoder.pattern else None
         if found:
             return _Turn(glue, self.tokenizer.convert_tokens_to_ids(found[0]), tuple(notes))
-        notes.append("the template writes no end-of-turn token; the tokenizer's EOS is used")
+        notes.append("the template writes no end-of-turn token; the tokenizer's EOS stands for it")
         return _Turn(glue, self.tokenizer.eos_token_id, tuple(notes))
+
+    def _adds_space(self, asked: str) -> bool:
+        """Whether the tokenizer itself puts a space before an answer (old SentencePiece rule)."""
+        n = len(self._encoder.encode(asked))
+        behind = self._encoder.encode(asked + _REPLY)[n:]
+        return bool(behind) and self.tokenizer.convert_ids_to_tokens(behind[0]).startswith("▁")
 
     # Answer
 
@@ -605,7 +620,7 @@ class ChatRenderer:
                 f"{_at(where)}got response_ids with {wrong}; the vocabulary has ids 0 to {size - 1}. "
                 "Were they sampled with another model? Leave them out to tokenise the text."
             )
-        ends = {i for i in (self.end_id, self.tokenizer.eos_token_id) if i is not None}
+        ends = self.end_ids
         at = next((k for k, i in enumerate(ids) if i in ends), None)
         if at is None:
             return tuple(ids), ()

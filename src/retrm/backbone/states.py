@@ -34,7 +34,7 @@ from retrm.errors import BackboneError, OverlongError, RecipeError, did_you_mean
 State = tuple[int, StatePoint]
 
 
-class _EnoughRead(Exception):  # noqa: N818  (not an error: it ends a pass whose states are all read)
+class _EnoughRead(Exception):
     """Every wanted state has been visited."""
 
 
@@ -166,7 +166,9 @@ class TransformersBackbone:
                 positions=batch.positions[rows] * batch.attention[rows],
                 attention=batch.attention[rows],
             )
-            self._run(part, wanted, lambda layer, point, x, kept=kept: kept.update({(layer, point): x}))
+            self._run(
+                part, wanted, lambda layer, point, x, kept=kept: kept.update({(layer, point): x})
+            )
             parts.append(kept)
         for key, short in parts[0].items():
             whole = short.new_empty(len(is_long), *short.shape[1:])

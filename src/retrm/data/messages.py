@@ -1,10 +1,10 @@
-"""Messages as files hold them: role lists, ShareGPT turns, content parts, transcripts, tools.
+r"""Messages as files hold them: role lists, ShareGPT turns, content parts, transcripts, tools.
 
 Nothing is rendered here. A file's conversation becomes `Message` tuples; the backbone's renderer
 alone turns those into token ids. Unknown roles and content parts that are no text are refused by
 name, never guessed. Keys of a message that no template reads (a language tag, say) are left out.
 
-    >>> [m.role for m in split_transcript("\\n\\nHuman: Hi\\n\\nAssistant: Hello", "row 1", "chosen")]
+    >>> [m.role for m in split_transcript("\n\nHuman: Hi\n\nAssistant: Hello", "row 1", "chosen")]
     ['user', 'assistant']
 """
 
@@ -157,16 +157,22 @@ def read_tools(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
     return _read_objects(value, where, "tools")
 
 
-def read_prompt(
-    fields: Mapping[str, Any], columns: Sequence[str], where: str, *, value: Any = None
-) -> Prompt:
+def read_prompt(fields: Mapping[str, Any], columns: Sequence[str], where: str) -> Prompt:
     """The prompt of a record: the first of `columns` that it has, with its tools.
 
-    Args:
-        fields: the record.
-        columns: names to look for, in order of precedence.
-        where: for messages.
-        value: message tuple to take instead of a column.
+    A text becomes one user turn; a list is read as messages.
+    """
+    column = next((name for name in columns if name in fields), columns[0])
+    value = fields.get(column)
+    if isinstance(value, str):
+        return prompt_of((Message("user", read_text(value, where, column)),), fields, where, column)
+    return prompt_of(read_messages(value, where, column), fields, where, column)
+
+
+def prompt_of(
+    messages: tuple[Message, ...], fields: Mapping[str, Any], where: str, column: str
+) -> Prompt:
+    """`messages` with the record's tools.
 
     Raises:
         DataError: an empty prompt, or options of a chat template, which are not carried.
@@ -176,20 +182,13 @@ def read_prompt(
             f"{where}: got `chat_template_kwargs`, which records do not carry; expected none. "
             "Set the options of the template when the backbone is loaded, and leave the column out"
         )
-    column = next((name for name in columns if name in fields), columns[0])
-    if value is not None:
-        messages = value
-    elif isinstance(fields.get(column), str):
-        messages = (Message("user", read_text(fields[column], where, column)),)
-    else:
-        messages = read_messages(fields.get(column), where, column)
     if not any(m.content.strip() or m.tool_calls for m in messages):
         raise DataError(f"{where}: `{column}` is empty; expected what the answer replies to")
     return Prompt(messages, read_tools(fields.get("tools"), where))
 
 
 def split_transcript(text: str, where: str, column: str) -> tuple[Message, ...]:
-    """A transcript with "\\n\\nHuman:" and "\\n\\nAssistant:" before each turn, as in hh-rlhf.
+    r"""A transcript with "\\n\\nHuman:" and "\\n\\nAssistant:" before each turn, as in hh-rlhf.
 
     Raises:
         DataError: the text does not begin with such a marker.

@@ -32,7 +32,9 @@ _CHUNK = 1 << 16
 _LONGEST_TOKEN = 512
 _BOM = b"\xef\xbb\xbf"
 # A split may carry a slice, "test[:100]", whose colon is no separator.
-_HUB = re.compile(r"hub:(?P<name>[^:]+)(?::(?P<split>[^:\[\]]+(?:\[[^\]]*\])?))?(?::(?P<config>[^:]+))?")
+_HUB = re.compile(
+    r"hub:(?P<name>[^:]+)(?::(?P<split>[^:\[\]]+(?:\[[^\]]*\])?))?(?::(?P<config>[^:]+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _open(path: Path) -> io.BufferedReader:
 
 
 def _read_lines(stream: io.BufferedReader, path: Path) -> Iterator[Record]:
-    """One object a line. Binary iteration splits at b"\\n" only: U+2028 and U+0085 stand in texts."""
+    r"""One object a line. Binary iteration splits at b"\\n" only: U+2028 and U+0085 stand in texts."""
     for number, line in enumerate(stream, start=1):
         where = f"{path.name}:{number}"
         text = _decode(line.removeprefix(_BOM) if number == 1 else line, where)
@@ -157,7 +159,9 @@ def _read_lines(stream: io.BufferedReader, path: Path) -> Iterator[Record]:
         except _LiteralError as error:
             _refuse_literal(where, error)
         except (ValueError, RecursionError) as error:
-            raise DataError(_json_fault(where, text, error, is_last=not line.endswith(b"\n"))) from error
+            raise DataError(
+                _json_fault(where, text, error, is_last=not line.endswith(b"\n"))
+            ) from error
         yield _record(value, where)
 
 
@@ -294,7 +298,9 @@ def _json_fault(where: str, text: str, error: Exception, *, is_last: bool) -> st
         return f"{where}: the record is nested too deeply; expected a flat object with one key a column"
     expected = "expected one JSON object a line"
     if text.strip() == "{":
-        return f"{where}: the object goes on over several lines; {expected}, or one array of objects"
+        return (
+            f"{where}: the object goes on over several lines; {expected}, or one array of objects"
+        )
     if is_last and getattr(error, "pos", 0) >= len(text.rstrip()) - 1:
         return (
             f"{where}: the file ends in the middle of a record; {expected}. Was its writer "

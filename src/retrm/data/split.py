@@ -1,7 +1,7 @@
 """Splits and folds by prompt: all answers to one prompt stand on the same side.
 
-A split by answer puts the same prompt on both sides and lifts every score (elhsr.md, defect 9; the
-reason why pooled AUROC of published heads is often too good). Here the unit is the `prompt_id`.
+A split by answer puts the same prompt on both sides, lifts the score of every head and hides the
+differences between them. Here the unit is the `prompt_id`.
 Prompts are ordered by a hash of seed and id, then dealt out: the side of a prompt depends on the
 SET of prompts and the seed, never on the order of rows or the version of a random generator.
 
@@ -34,7 +34,9 @@ def prompt_codes(prompt_ids: Sequence[object]) -> tuple[np.ndarray, np.ndarray]:
     """
     ids = list(prompt_ids)
     if not ids:
-        raise DataError("got no rows; expected at least one prompt_id. Check that the data were read.")
+        raise DataError(
+            "got no rows; expected at least one prompt_id. Check that the data were read."
+        )
     for row, prompt_id in enumerate(ids):
         if prompt_id is None or prompt_id != prompt_id:  # NaN is the missing value of data frames
             raise DataError(
@@ -77,7 +79,11 @@ def split_by_prompt(
     Raises:
         DataError: impossible fractions, or too few prompts to give every part one.
     """
-    if len(fractions) < 2 or not all(0 < f < 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-9:
+    if (
+        len(fractions) < 2
+        or not all(0 < f < 1 for f in fractions)
+        or abs(sum(fractions) - 1) > 1e-9
+    ):
         raise DataError(
             f"got fractions {tuple(fractions)}; expected at least two numbers between 0 and 1 that "
             "add up to 1, for example (0.8, 0.2)."

@@ -9,7 +9,6 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -137,7 +136,7 @@ def read(
         tokens_per_batch=tokens_per_batch,
         share_prompts=share_prompts and backbone.shares_prompts,
     )
-    tokens_total = sum(plan.n_tokens for plan in plans)
+    tokens_total = sum(row.n_tokens for plan in plans for row in plan.rows)
     answers_done = len(done)
     for plan in plans:
         batch = build(plan, pending, device=backbone.device)
@@ -158,7 +157,9 @@ def read(
     )
 
 
-def _reduce_batch(backbone: Backbone, batch, reducers: Mapping[str, Reducer]) -> dict[str, Features]:
+def _reduce_batch(
+    backbone: Backbone, batch, reducers: Mapping[str, Reducer]
+) -> dict[str, Features]:
     index = BatchIndex.of(batch)
     wanted = {state for reducer in reducers.values() for state in reducer.wanted}
 

@@ -172,17 +172,6 @@ def _has_mixed(labels: Tensor, groups: Tensor) -> bool:
     return bool(((right > 0) & (right < counts)).any())
 
 
-def right_wrong_pairs(targets: Targets) -> tuple[Tensor, Tensor]:
-    """All (right, wrong) pairs within prompts, with weights that sum to 1 per mixed prompt."""
-    pairs = []
-    for group in torch.unique(targets.groups).tolist():
-        rows = ((targets.groups == group) & targets.is_labelled).nonzero()[:, 0]
-        right, wrong = rows[targets.labels[rows] == 1], rows[targets.labels[rows] == 0]
-        pairs.append(torch.cartesian_prod(right, wrong).reshape(-1, 2))
-    index = torch.cat(pairs) if pairs else torch.zeros(0, 2, dtype=torch.int64)
-    return index, _equal_prompt_weights(targets.groups[index[:, 0]])
-
-
 def _equal_prompt_weights(groups_of_pairs: Tensor) -> Tensor:
     if not len(groups_of_pairs):
         return torch.zeros(0)
@@ -201,7 +190,5 @@ def _graded_pairs(table: AnswerTable, labels: np.ndarray) -> list[Pair]:
     pairs = []
     for group in table.candidate_sets():
         for i in group.rows:
-            for j in group.rows:
-                if labels[i] > labels[j]:
-                    pairs.append(Pair(i, j))
+            pairs += [Pair(i, j) for j in group.rows if labels[i] > labels[j]]
     return pairs

@@ -61,7 +61,9 @@ class Head(nn.Module):
         """Draw the weights a gradient fit starts from."""
         raise NotImplementedError
 
-    def fold_input(self, shift: Float[Tensor, " features"], scale: Float[Tensor, " features"]) -> None:
+    def fold_input(
+        self, shift: Float[Tensor, " features"], scale: Float[Tensor, " features"]
+    ) -> None:
         """Change the weights so that the head reads x as it now reads (x - shift) / scale."""
         raise NotImplementedError
 
@@ -129,4 +131,3 @@ def owners(offsets: Tensor) -> Tensor:
     return torch.repeat_interleave(
         torch.arange(len(offsets) - 1, device=offsets.device), offsets[1:] - offsets[:-1]
     )
-

@@ -54,7 +54,9 @@ class _Perceptron(Head):
 
     def rows(self, values: Float[Tensor, "rows features"]) -> Float[Tensor, " rows"]:
         """The perceptron's output at each row."""
-        return torch.relu(values @ self.weight_in.T + self.bias_in) @ self.weight_out + self.bias_out
+        return (
+            torch.relu(values @ self.weight_in.T + self.bias_in) @ self.weight_out + self.bias_out
+        )
 
 
 class MLPHead(_Perceptron):

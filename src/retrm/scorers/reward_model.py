@@ -20,7 +20,8 @@ from retrm.errors import DataError, FingerprintError, SelfTestError
 from retrm.features.read import Overlong, Progress, read
 from retrm.features.reduce import BatchIndex, Features, Reducer
 from retrm.features.sink import in_row_order
-from retrm.heads.artifact import Artifact, SelfTestItem, load_artifact
+from retrm.heads.artifact import Artifact, SelfTestItem, load_artifact, save_artifact
+from retrm.heads.card import model_card
 from retrm.records import Answer, Prompt
 from retrm.scorers.base import check_scores
 
@@ -190,10 +191,23 @@ class RewardModel:
         features = _read_rendered(self.backbone, rendered, self._reducer)
         return self.artifact.head.score(features).double().numpy()
 
-    def make_selftest(self, answers: Sequence[Answer]) -> list[SelfTestItem]:
-        """The items to store: these answers with the scores they get now, each read alone."""
+    def with_selftest(self, answers: Sequence[Answer]) -> Self:
+        """The same model with a self-test: these answers and the scores they get, read alone."""
         rendered = [self.backbone.renderer.render(answer) for answer in answers]
-        return [SelfTestItem(r, float(self.score_rendered([r])[0])) for r in rendered]
+        items = [SelfTestItem(r, float(self.score_rendered([r])[0])) for r in rendered]
+        return type(self)(replace(self.artifact, selftest=items), self.backbone, name=self.name)
+
+    def with_metrics(self, metrics: Mapping[str, Any]) -> Self:
+        """The same model with held-out figures (plain JSON) to be stored with it."""
+        return type(self)(replace(self.artifact, metrics=metrics), self.backbone, name=self.name)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the folder; an existing reward model in it is replaced as a whole.
+
+        Raises:
+            OutputError: it cannot be written; what was there is intact.
+        """
+        save_artifact(Path(folder), self.artifact, model_card(self.artifact))
 
     def replay_selftest(self) -> None:
         """Score the stored answers again.
@@ -217,11 +231,11 @@ class RewardModel:
                 )
 
 
-def _read_rendered(
-    backbone: Backbone, rendered: Sequence[Rendered], reducer: Reducer
-) -> Features:
+def _read_rendered(backbone: Backbone, rendered: Sequence[Rendered], reducer: Reducer) -> Features:
     parts: list[tuple[tuple[int, ...], Features]] = []
-    for plan in plan_batches(rendered, tokens_per_batch=2048, share_prompts=backbone.shares_prompts):
+    for plan in plan_batches(
+        rendered, tokens_per_batch=2048, share_prompts=backbone.shares_prompts
+    ):
         batch = build(plan, rendered, device=backbone.device)
         index = BatchIndex.of(batch)
         backbone.forward(

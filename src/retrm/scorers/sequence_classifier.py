@@ -25,7 +25,9 @@ class SequenceClassifier:
         self.name = name
 
     @classmethod
-    def load(cls, path: str, *, device: str = "cpu", counts_end: bool = True) -> "SequenceClassifier":
+    def load(
+        cls, path: str, *, device: str = "cpu", counts_end: bool = True
+    ) -> "SequenceClassifier":
         """Load a local folder or hub id.
 
         Raises:

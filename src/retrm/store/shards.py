@@ -159,7 +159,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except (ValueError, OSError) as error:
-        raise StoreError(f"cannot read {path}: {error}; delete the folder and read again") from error
+        raise StoreError(
+            f"cannot read {path}: {error}; delete the folder and read again"
+        ) from error
 
 
 def _check_shard(folder: Path, shard: Mapping[str, Any]) -> None:
@@ -185,4 +187,6 @@ def _load_shard(path: Path, recipes: Mapping[str, tuple[int, Recipe]]) -> dict[s
                 out[name] = Features(values, offsets, recipe.is_pooled)
             return out
     except (SafetensorError, OSError) as error:
-        raise StoreError(f"cannot read {path}: {error}; delete its folder and read again") from error
+        raise StoreError(
+            f"cannot read {path}: {error}; delete its folder and read again"
+        ) from error

@@ -1,0 +1,247 @@
+"""Token by token: rows that are continued together, with a cache of keys and values.
+
+Rows stand right-aligned, so that every step writes the same column for all of them; rows may join
+(their prompts are read once, however many answers each gets) and leave at any time. The cache has
+room in reserve: growing it token by token would copy the whole cache at every step.
+
+`CachedDecoder` serves transformers models with a key-value cache; `RereadDecoder` serves every other
+backbone by reading the whole row again for each token, which is exact and slow.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from retrm.backbone.base import Backbone, TokenBatch
+from retrm.backbone.locate import logits_of
+
+_ROOM = 64  # columns in reserve
+
+
+class Decoder(Protocol):
+    """Rows that are being continued, in the order in which they were added."""
+
+    def add(self, prompts: Sequence[tuple[int, ...]], repeats: Sequence[int]) -> Tensor:
+        """Read each prompt once and append `repeats` rows of it: logits (new rows, vocab)."""
+        ...
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Append one token to every row: logits (rows, vocab) of what follows it."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows."""
+        ...
+
+
+def decoder_for(backbone: Backbone) -> Decoder:
+    """The fastest decoder that `backbone` allows."""
+    model = getattr(backbone, "model", None)
+    if model is not None and _has_plain_cache(model):
+        return CachedDecoder(model)
+    return RereadDecoder(backbone)
+
+
+def _has_plain_cache(model: Any) -> bool:
+    """Whether keys and values are all that the model remembers (state-space layers keep more)."""
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    return (
+        "past_key_values" in inspect.signature(model.forward).parameters
+        and not getattr(model, "_is_stateful", False)
+        and all(kind in ("full_attention", "sliding_attention") for kind in kinds)
+    )
+
+
+class CachedDecoder:
+    """Continues rows on a transformers model, reading only the newest token of each.
+
+    Args:
+        model: a causal LM in eval mode.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._device = model.get_input_embeddings().weight.device
+        names = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in names
+        self._extra = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
+        self._cache: Any = None
+        self._mask = torch.zeros(0, 0, dtype=torch.long, device=self._device)  # (rows, columns)
+
+    @torch.inference_mode()
+    def add(self, prompts: Sequence[tuple[int, ...]], repeats: Sequence[int]) -> Tensor:
+        """Read each prompt once and append `repeats` rows of it: logits (new rows, vocab)."""
+        longest = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        mask = mask.to(self._device)
+        cache = _new_cache()
+        logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
+        counts = torch.tensor(repeats, device=self._device)
+        rows = torch.repeat_interleave(torch.arange(len(prompts), device=self._device), counts)
+        if len(rows) > len(prompts):
+            mask, logits = mask[rows], logits[rows]
+            for layer in cache.layers:
+                layer.keep(rows)
+        self._join(cache, mask)
+        return logits
+
+    @torch.inference_mode()
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Append one token to every row: logits (rows, vocab) of what follows it."""
+        positions = self._mask.sum(1, keepdim=True)
+        self._mask = functional.pad(self._mask, (0, 1), value=1)
+        return self._forward(torch.tensor(tokens)[:, None], self._mask, positions, self._cache)
+
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows, and the columns that only they used."""
+        if not rows:
+            self._cache, self._mask = None, self._mask[:0, :0]
+            return
+        index = torch.tensor(rows, device=self._device)
+        self._mask = self._mask[index]
+        unused = int(self._mask.argmax(1).min())
+        self._mask = self._mask[:, unused:]
+        for layer in self._cache.layers:
+            layer.keep(index, skip=unused)
+
+    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        inputs = {"position_ids": positions} if self._takes_positions else {}
+        out = self._model(
+            input_ids=ids.to(self._device),
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **inputs,
+            **self._extra,
+        )
+        return out.logits[:, -1]
+
+    def _join(self, cache: Any, mask: Tensor) -> None:
+        """Put new rows below the present ones, the shorter of the two filled up on the left."""
+        if self._cache is None:
+            self._cache, self._mask = cache, mask
+            return
+        width = max(self._mask.shape[1], mask.shape[1])
+        parts = [functional.pad(m, (width - m.shape[1], 0)) for m in (self._mask, mask)]
+        self._mask = torch.cat(parts)
+        for layer, other in zip(self._cache.layers, cache.layers, strict=True):
+            layer.join(other)
+
+
+class RereadDecoder:
+    """Continues rows on any backbone by reading them whole for every token.
+
+    Args:
+        backbone: what to read.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._backbone = backbone
+        self._rows: list[tuple[int, ...]] = []
+
+    def add(self, prompts: Sequence[tuple[int, ...]], repeats: Sequence[int]) -> Tensor:
+        """Read each prompt once and append `repeats` rows of it: logits (new rows, vocab)."""
+        logits = self._read(prompts)
+        pairs = list(zip(prompts, repeats, strict=True))
+        self._rows += [prompt for prompt, n in pairs for _ in range(n)]
+        return logits.repeat_interleave(torch.tensor(repeats, device=logits.device), dim=0)
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Append one token to every row: logits (rows, vocab) of what follows it."""
+        self._rows = [(*row, token) for row, token in zip(self._rows, tokens, strict=True)]
+        return self._read(self._rows)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows."""
+        self._rows = [self._rows[row] for row in rows]
+
+    @torch.inference_mode()
+    def _read(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
+        """Logits of what follows each row, from the post_norm state of its last token."""
+        shape = (len(rows), max(map(len, rows)))
+        ids = torch.zeros(shape, dtype=torch.long)
+        attention = torch.zeros(shape, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+            attention[i, : len(row)] = True
+        last = attention.sum(1) - 1
+        batch = TokenBatch(
+            ids=ids,
+            positions=torch.arange(shape[1]).expand(shape) * attention,
+            attention=attention,
+            answers=tuple(range(len(rows))),
+            rows=tuple(range(len(rows))),
+            spans=tuple(at[None] for at in last),
+            previous=tuple(at[None] - 1 for at in last),
+            n_tokens=int(attention.sum()),
+        )
+        found: list[Tensor] = []
+
+        def visit(_layer: int, _point: str, states: Tensor) -> None:
+            found.append(states[torch.arange(len(rows)), last.to(states.device)].clone())
+
+        self._backbone.forward(batch, {(self._backbone.n_layers, "post_norm")}, visit)
+        return logits_of(found[0], self._backbone.unembedding)
+
+
+def _new_cache() -> Any:
+    """A transformers cache whose layers have room in reserve."""
+    from transformers.cache_utils import Cache, DynamicLayer
+
+    class RoomyLayer(DynamicLayer):
+        """Keys and values (rows, heads, columns, head width) as views of larger buffers."""
+
+        def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+            self._rooms = self.keys, self.values
+            self.is_initialized = True
+
+        def update(
+            self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+        ) -> tuple[Tensor, Tensor]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            used = self.keys.shape[2]
+            total = used + key_states.shape[2]
+            if total > self._rooms[0].shape[2]:
+                self._rooms = tuple(_roomy(x, total) for x in (self.keys, self.values))
+            for room, new in zip(self._rooms, (key_states, value_states), strict=True):
+                room[:, :, used:total] = new
+            self.keys, self.values = (room[:, :, :total] for room in self._rooms)
+            return self.keys, self.values
+
+        def keep(self, rows: Tensor, *, skip: int = 0) -> None:
+            self._set(*(x[rows, :, skip:] for x in (self.keys, self.values)))
+
+        def join(self, other: "RoomyLayer") -> None:
+            width = max(self.keys.shape[2], other.keys.shape[2])
+            pairs = (self.keys, other.keys), (self.values, other.values)
+            self._set(*(torch.cat([_moved(x, width) for x in pair]) for pair in pairs))
+
+        def _set(self, keys: Tensor, values: Tensor) -> None:
+            self.keys, self.values = keys, values
+            self._rooms = keys, values
+
+    return Cache(layer_class_to_replicate=RoomyLayer)
+
+
+def _roomy(x: Tensor, total: int) -> Tensor:
+    """A buffer for `total` columns and some more that begins with `x`."""
+    room = x.new_empty(*x.shape[:2], total + _ROOM, x.shape[3])
+    room[:, :, : x.shape[2]] = x
+    return room
+
+
+def _moved(x: Tensor, width: int) -> Tensor:
+    """`x` at the right end of `width` columns; zeros elsewhere, which the mask hides."""
+    return functional.pad(x, (0, 0, width - x.shape[2], 0))

@@ -1,0 +1,216 @@
+"""`retrm fit`: a reward model in a folder."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from retrm.cli.console import err, out, print_json, reading_progress
+from retrm.errors import OutputError, RecipeError, did_you_mean
+
+
+def fit(
+    data: str,
+    /,
+    *,
+    model: str,
+    output: Path,
+    method: list[str] | None = None,
+    layers: str | None = None,
+    point: str | None = None,
+    subspace: str | None = None,
+    pooling: str | None = None,
+    head: str | None = None,
+    loss: str | None = None,
+    config: Path | None = None,
+    format: str = "auto",
+    attribute: str | None = None,
+    label_threshold: float | None = None,
+    overlong: str = "error",
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    keep_features: bool = False,
+    json: bool = False,
+) -> None:
+    """Fit reward heads on a frozen model's hidden states, from judged answers.
+
+    The answers are read once, whatever the number of methods; a killed run goes on where it was.
+    Prompts are split into a training and a held-out part, and the held-out figures are printed and
+    stored beside simple baselines.
+
+    Parameters
+    ----------
+    data
+        File of judged answers: JSONL, JSON, Parquet, or hub:owner/name. Rollouts with `correct`,
+        preferences (chosen, rejected), ranked lists, or prompt/completion/label.
+    model
+        The frozen language model: smollm2-135m, a hub id, a local folder or a GGUF file.
+    output
+        Folder for the reward model; with several methods, one folder below it for each.
+    method
+        last_token, retrm, harp, elhsr or retrm_elhsr; may be given several times.
+    layers
+        Override: last, all, last4, or numbers such as 8,16,24 (0 = embedding output).
+    point
+        Override: post_norm, residual or hidden_states.
+    subspace
+        Override: full, reasoning:5%, semantic:256 or random:256@SEED.
+    pooling
+        Override: last, mean, max or tokens.
+    head
+        Override: linear, gated, mlp or worst_token.
+    loss
+        Override: bce, bradley_terry, hinge, pairwise_logistic, infonca or nca.
+    config
+        TOML file with the tables [recipe] and [gradient] for everything else.
+    format
+        Record format, if the columns fit several.
+    attribute
+        Which rating to learn, for records rated on several.
+    label_threshold
+        Grades at or above it are right.
+    overlong
+        Answers beyond the context: error, truncate_left or skip; the last two are counted.
+    test_fraction
+        Share of the prompts held out for the figures.
+    seed
+        Of the split and of gradient heads.
+    dtype
+        Of the backbone: float32, bfloat16 or float16.
+    device
+        cpu, cuda, cuda:1, ...
+    keep_features
+        Keep the features that were read, to fit again without reading (same recipes).
+    json
+        Print one JSON object on stdout.
+    """
+    from retrm.backbone.load import load_backbone
+    from retrm.data.load import load_table
+    from retrm.evaluation.held_out import measure
+    from retrm.fitting.fit import check_methods, recipes_of
+    from retrm.fitting.fit import fit as fit_methods
+    from retrm.heads.artifact import check_target
+    from retrm.methods import method as preset
+    from retrm.store.shards import ShardSink
+
+    settings = _settings(config)
+    overrides = {
+        key: value
+        for key, value in {
+            "layers": layers,
+            "point": point,
+            "subspace": subspace,
+            "pooling": pooling,
+        }.items()
+        if value is not None
+    }
+    names = method or ["last_token"]
+    if len(set(names)) < len(names):
+        raise RecipeError(f"a method is named twice: {', '.join(names)}")
+    methods = [
+        preset(name).with_changes(
+            recipe={**settings.get("recipe", {}), **overrides},
+            head=head,
+            loss=loss,
+            gradient=settings.get("gradient"),
+        )
+        for name in names
+    ]
+    check_methods(methods)
+    folders = [output] if len(names) == 1 else [output / name for name in names]
+    for folder in folders:
+        check_target(folder)
+    table = load_table(data, format=format, attribute=attribute)
+    backbone = load_backbone(
+        model, dtype=dtype, device=device, counts_end=methods[0].recipe.counts_end
+    )
+    err.print(f"{len(table):,} answers to {len(table.candidate_sets()):,} prompts from {data}")
+    store = output / "features"
+    sink = ShardSink(store, recipes_of(backbone, methods), backbone.fingerprint)
+    with reading_progress("reading") as on_progress:
+        fits = fit_methods(
+            table,
+            backbone,
+            methods,
+            test_fraction=test_fraction,
+            seed=seed,
+            label_threshold=label_threshold,
+            sink=sink,
+            overlong=overlong,  # type: ignore[arg-type]
+            source=Path(data).name,
+            on_progress=on_progress,
+        )
+    held_out = table.take(fits.test_rows.tolist())
+    figures = measure(fits.test_scores, held_out, fits.log_probability, seed=seed)
+    metrics = figures.as_dict() if figures is not None else {}
+    for made, folder in zip(fits.models, folders, strict=True):
+        made.with_metrics(metrics).save(folder)
+    if not keep_features:
+        _remove(store)
+    _report(fits, folders, figures, metrics, json)
+
+
+def _settings(config: Path | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    try:
+        values = tomllib.loads(config.read_text("utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read {config}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{config} is no valid TOML: {error}") from error
+    for key in values:
+        if key not in ("recipe", "gradient"):
+            raise RecipeError(
+                f"{config}: unknown table [{key}]. {did_you_mean(key, ('recipe', 'gradient'))}"
+            )
+    return values
+
+
+def _remove(store: Path) -> None:
+    # Only what a feature store consists of; anything else in the folder is not ours.
+    if not store.is_dir():
+        return
+    for path in [*store.glob("shard-*.safetensors"), store / "manifest.json"]:
+        path.unlink(missing_ok=True)
+    try:
+        store.rmdir()
+    except OSError as error:
+        raise OutputError(f"{store} holds other files and was left in place") from error
+
+
+def _report(
+    fits: Any, folders: list[Path], figures: Any, metrics: dict[str, Any], json: bool
+) -> None:
+    from retrm.cli.tables import comparison_table
+
+    reading = fits.reading
+    if json:
+        print_json(
+            {
+                "models": {m.name: str(f) for m, f in zip(fits.models, folders, strict=True)},
+                "n_tokens": reading.n_tokens,
+                "reading_s": reading.elapsed_s,
+                "n_truncated": reading.n_truncated,
+                "n_skipped": reading.n_skipped,
+                "metrics": metrics,
+            }
+        )
+        return
+    err.print(f"read {reading.n_tokens:,} tokens in {reading.elapsed_s:.0f} s")
+    for count, word in ((reading.n_truncated, "truncated"), (reading.n_skipped, "skipped")):
+        if count:
+            err.print(f"[yellow]{count:,} over-long answers {word}[/]")
+    if figures is None:
+        err.print("no held-out prompts with something to compare: nothing was measured")
+    else:
+        out.print(comparison_table(figures))
+    for model, folder in zip(fits.models, folders, strict=True):
+        head = model.artifact.head
+        out.print(f"{folder}: {model.artifact.method}, {head.n_params:,} parameters")
+    out.print(
+        f'\nfrom retrm import RewardModel\nrm = RewardModel.load("{folders[0]}")\n'
+        'rm.rank("What is 3 + 4?", ["The answer is 7.", "It is 8."])',
+        markup=False,
+    )

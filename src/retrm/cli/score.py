@@ -1,0 +1,128 @@
+"""`retrm score`: a score for every row of a file, in its order, in bounded memory."""
+
+import contextlib
+import json as json_module
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrm.cli.console import err, print_json, progress
+
+ROWS_PER_CHUNK = 256
+
+
+def score(
+    scorer: str,
+    data: str,
+    /,
+    *,
+    output: Path | None = None,
+    model: str | None = None,
+    format: str = "auto",
+    overlong: str = "error",
+    device: str = "cpu",
+    json: bool = False,
+) -> None:
+    """Write every input row, in input order, with a `score` added.
+
+    Rows with several answers get a list, pairs get {"chosen": ..., "rejected": ...}. Rows stream, so
+    files of any length fit in memory. The output file appears when it is whole.
+
+    Parameters
+    ----------
+    scorer
+        Folder made by retrm fit; hf:PATH for a Hugging Face sequence classifier; or shortest,
+        longest, random, log_probability.
+    data
+        JSONL, JSON, Parquet or hub:owner/name.
+    output
+        JSONL file to write; stdout if absent.
+    model
+        Backbone of log_probability, or where the backbone of the folder lies now.
+    format
+        Record format, if the columns fit several.
+    overlong
+        Answers beyond the context: error, truncate_left or skip (score null, counted).
+    device
+        cpu, cuda, cuda:1, ...
+    json
+        Print a summary as one JSON object on stdout; needs an output file.
+    """
+    from retrm.data.load import iter_parsed
+    from retrm.errors import RecipeError
+    from retrm.scorers.open import open_scorer
+
+    if json and output is None:
+        raise RecipeError(
+            "--json prints a summary on stdout, where the rows would go; add --output"
+        )
+    rows = iter_parsed(data, format=format)
+    first = next(rows, None)  # mistakes in the file surface before a model is loaded
+    made = open_scorer(scorer, model=model, device=device)
+    counts = {"rows": 0, "answers": 0, "skipped": 0}
+    with _target(output) as write, progress("scoring") as report:
+        for chunk in _chunks(first, rows):
+            answers = [answer for _, parsed in chunk for answer in parsed.answers]
+            scores = _score(made, answers, overlong)
+            counts["answers"] += len(answers)
+            counts["skipped"] += int(np.isnan(scores).sum())
+            start = 0
+            for record, parsed in chunk:
+                stop = start + len(parsed.answers)
+                value = parsed.score_value(scores[start:stop].tolist())
+                write({**record.fields, "score": _null_for_nan(value)})
+                start = stop
+                counts["rows"] += 1
+            report(counts["rows"], counts["rows"], f"{counts['answers']:,} answers")
+    if json:
+        print_json({**counts, "output": str(output)})
+    else:
+        err.print(", ".join(f"{name} {n:,}" for name, n in counts.items()))
+
+
+def _score(scorer: Any, answers: list[Any], overlong: str) -> np.ndarray:
+    from retrm.scorers.reward_model import RewardModel
+
+    if isinstance(scorer, RewardModel):
+        return scorer.score(answers, overlong=overlong)  # type: ignore[arg-type]
+    return scorer.score(answers)
+
+
+def _chunks(first: Any, rest: Iterator[Any]) -> Iterator[list[Any]]:
+    if first is None:
+        return
+    chunk = [first]
+    n_answers = len(first[1].answers)
+    for item in rest:
+        if n_answers >= ROWS_PER_CHUNK:
+            yield chunk
+            chunk, n_answers = [], 0
+        chunk.append(item)
+        n_answers += len(item[1].answers)
+    yield chunk
+
+
+@contextlib.contextmanager
+def _target(output: Path | None) -> Iterator[Any]:
+    from retrm.files import atomic_write
+
+    if output is None:
+        yield lambda row: sys.stdout.write(_line(row))
+        return
+    with atomic_write(output, "w") as file:
+        yield lambda row: file.write(_line(row))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json_module.dumps(row, ensure_ascii=False, default=str) + "\n"
+
+
+def _null_for_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_null_for_nan(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _null_for_nan(item) for key, item in value.items()}
+    return None if value != value else value

@@ -1,0 +1,161 @@
+"""`retrm select`: the answer to keep, per prompt."""
+
+import json as json_module
+from pathlib import Path
+from typing import Any
+
+from retrm.cli.console import err, out, print_json, table
+
+
+def select(
+    scorer: str,
+    rollouts: str,
+    /,
+    *,
+    rule: str = "best_of_n",
+    output: Path | None = None,
+    model: str | None = None,
+    other: str | None = None,
+    weights: str = "sigmoid",
+    fallback: bool = False,
+    device: str = "cpu",
+    json: bool = False,
+) -> None:
+    """Keep one answer per prompt by a selection rule.
+
+    Rules: best_of_n (highest score), majority, weighted_vote (sum of score weights per answer),
+    top_m_majority, shortest_majority (votes over log mean length) and its reward version, and
+    rank_combination or minmax_combination of two scorers. Votes need answer keys: retrm grade writes
+    them. Where labels are known, the accuracy of the rule is printed beside pass@1 and the oracle.
+
+    Parameters
+    ----------
+    scorer
+        Folder made by retrm fit; hf:PATH; or shortest, longest, random, log_probability. Rules that
+        use no score accept `none`.
+    rollouts
+        File of prompts with several answers each.
+    rule
+        See above.
+    output
+        JSONL file: prompt_id, the kept response, its score and key.
+    model
+        Backbone of log_probability, or where the backbone of the folder lies now.
+    other
+        Second scorer, for the combination rules.
+    weights
+        Of weighted_vote: sigmoid (heads fitted with bce) or softmax (bradley_terry heads).
+    fallback
+        Let best_of_n decide where a vote finds no answer; counted.
+    device
+        cpu, cuda, cuda:1, ...
+    json
+        Print one JSON object on stdout.
+    """
+    import numpy as np
+
+    from retrm.data.load import load_table
+    from retrm.errors import RecipeError, did_you_mean
+    from retrm.scorers.baseline import LengthScorer
+    from retrm.scorers.open import open_scorer
+    from retrm.selection import RULES, apply
+
+    if rule not in RULES:
+        raise RecipeError(f"unknown rule {rule!r}. {did_you_mean(rule, RULES)}")
+    spec = RULES[rule]
+    if scorer == "none" and "scores" in spec.needs:
+        raise RecipeError(f"the rule {rule} needs a scorer, got none")
+    if "other" in spec.needs and other is None:
+        raise RecipeError(f"the rule {rule} combines two scorers; add --other SCORER")
+    answers = load_table(rollouts)
+    scores = None
+    if scorer != "none":
+        scores = open_scorer(scorer, model=model, device=device).score(answers.answers)
+    second = (
+        open_scorer(other, model=model, device=device).score(answers.answers) if other else None
+    )
+    kept = apply(
+        rule,
+        answers.prompt_ids.tolist(),
+        scores=scores,
+        keys=[answer.key for answer in answers.answers] if "keys" in spec.needs else None,
+        lengths=LengthScorer(prefers="longest").score(answers.answers)
+        if "lengths" in spec.needs
+        else None,
+        other=second,
+        options={"weights": weights} if "weights" in spec.options else None,
+        fallback_to_best_of_n=fallback,
+    )
+    rows = [
+        _row(answers, scores, prompt, row)
+        for prompt, row in zip(kept.prompt_ids, kept.rows, strict=True)
+    ]
+    if output is not None:
+        _write(output, rows)
+    summary: dict[str, Any] = {
+        "rule": rule,
+        "scorer": scorer,
+        "n_prompts": len(rows),
+        "n_ties": kept.n_tied,
+        "n_abstained": kept.n_abstained,
+        "n_without_key": kept.n_without_key,
+    }
+    if not np.isnan(answers.labels).any() and np.isin(answers.labels, (0, 1)).all():
+        summary |= _accuracy(answers, kept)
+    _print(summary, rows, output, json)
+
+
+def _row(answers: Any, scores: Any, prompt: str, row: int | None) -> dict[str, Any]:
+    if row is None:
+        return {"prompt_id": prompt, "response": None, "score": None, "key": None, "index": None}
+    answer = answers.answers[row]
+    return {
+        "prompt_id": prompt,
+        "response": answer.response,
+        "score": None if scores is None else float(scores[row]),
+        "key": answer.key,
+        "index": row,
+    }
+
+
+def _accuracy(answers: Any, kept: Any) -> dict[str, Any]:
+    from retrm.metrics import best_of_k_statistic, clustered_bootstrap, mean_statistic
+
+    ids = answers.prompt_ids
+    found = clustered_bootstrap(mean_statistic(kept.chosen_labels(answers.labels), kept.prompt_ids))
+    return {
+        "accuracy": found.value,
+        "accuracy_low": found.low,
+        "accuracy_high": found.high,
+        "pass_at_1": clustered_bootstrap(
+            mean_statistic(answers.labels, ids, weighting="prompt")
+        ).value,
+        "oracle": clustered_bootstrap(
+            best_of_k_statistic(answers.labels, answers.labels, ids)
+        ).value,
+    }
+
+
+def _write(output: Path, rows: list[dict[str, Any]]) -> None:
+    from retrm.files import atomic_write
+
+    with atomic_write(output, "w") as file:
+        for row in rows:
+            file.write(json_module.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _print(
+    summary: dict[str, Any], rows: list[dict[str, Any]], output: Path | None, json: bool
+) -> None:
+    if json:
+        print_json({**summary, "selected": rows} if output is None else summary)
+        return
+    if output is None:
+        for row in rows:
+            shown = "(abstained)" if row["response"] is None else row["response"]
+            out.print(f"{row['prompt_id']}\t{shown}".replace("\n", " "), markup=False)
+    cells = [
+        [name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else value]
+        for name, value in summary.items()
+    ]
+    err.print(table("selection", ["", "value"], cells))

@@ -1,0 +1,428 @@
+"""A source of records becomes one table of answers.
+
+Rows of one prompt that stand on many lines meet again through `prompt_id`. In preference and ranked
+data equal answers to one prompt share a row, so the backbone reads each once; sampled and singly
+written answers keep a row each, for they are draws. Records that can give no relation are set aside
+and counted:
+
+    records                        read from the source
+    answers, prompts               rows of the table, and distinct prompt_ids
+    labels_missing                 rows of a labelled format whose label is null or NaN
+    pairs, ranked_lists, ties      relations kept; a tie is a list with equal ranks only
+    answers_shared                 answers that took the row of an equal one (preferences, lists)
+    answers_repeated               rows that are equal to an earlier row (samples)
+    answers_cut                    rows whose `finished` is false
+    prompts_prefilled              records whose prompt ends with words of the assistant
+    dropped_identical              records whose two answers are equal
+    dropped_different_prompts      preferences between answers to different prompts
+    dropped_empty                  records with an empty answer, under ``empty="drop"``
+    lists_too_short                lists with fewer than two ranked answers; answers stay
+    ranks_missing                  list members without a rank; answers stay
+    ranks_contradictory            list members that equal another one of another rank
+    preferences_missing            pairs whose strength is null; answers stay
+    margins_missing                null margins, taken as 0
+    margins_negative               margins below 0, which flip small differences
+    pairs_contradictory            pairs that also stand the other way round
+
+Keys whose number is 0 are left out, except the first line's and `answers`, `prompts`.
+
+    >>> from retrm.data.read import records_of
+    >>> rows = [{"prompt": "2+2?", "chosen": "4", "rejected": "5"}]
+    >>> len(build_table(records_of(rows)).pairs)
+    1
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from retrm.data.formats import FORMATS, detect, parse
+from retrm.data.parsed import Options, Parsed, Sign
+from retrm.data.read import Record, read_records
+from retrm.data.values import EmptyAnswerError
+from retrm.errors import DataError, FormatError, did_you_mean
+from retrm.records import Answer, AnswerTable, Pair, Prompt, RankedList
+
+Empty = Literal["error", "drop"]
+
+
+def iter_parsed(
+    source: str | Path,
+    *,
+    format: str = "auto",
+    attribute: str | None = None,
+    strength_sign: Sign | None = None,
+    limit: int | None = None,
+) -> Iterator[tuple[Record, Parsed]]:
+    """Every record with what it says, one at a time: for scoring in the order of the file.
+
+    Args:
+        source: a file or ``hub:owner/name[:split][:config]``.
+        format: a name of `FORMATS`, or ``auto``: found by the columns of each record.
+        attribute: the objective, for records rated on several.
+        strength_sign: which side a negative strength prefers.
+        limit: stop after so many records.
+
+    Raises:
+        DataError: a record or value is not what it should be, or one prompt_id stands for two prompts.
+        FormatError: no format fits, several do, or a record is in another format than the first.
+    """
+    options = _options(format, attribute, strength_sign)
+    return _parse_all(read_records(source, limit=limit), format, options)
+
+
+def load_table(
+    source: str | Path,
+    *,
+    format: str = "auto",
+    attribute: str | None = None,
+    strength_sign: Sign | None = None,
+    empty: Empty = "error",
+    limit: int | None = None,
+) -> AnswerTable:
+    """All records of a source as one table.
+
+    Args:
+        source: a file or ``hub:owner/name[:split][:config]``.
+        format: a name of `FORMATS`, or ``auto``: found by the columns of each record.
+        attribute: the objective, for records rated on several.
+        strength_sign: which side a negative strength prefers.
+        empty: what to do with a record that holds an empty answer: stop, or set it aside and count.
+        limit: stop after so many records.
+
+    Raises:
+        DataError: as `iter_parsed`, or the source has no record at all.
+    """
+    return build_table(
+        read_records(source, limit=limit),
+        format=format,
+        attribute=attribute,
+        strength_sign=strength_sign,
+        empty=empty,
+        name=str(source),
+    )
+
+
+def build_table(
+    records: Iterable[Record],
+    *,
+    format: str = "auto",
+    attribute: str | None = None,
+    strength_sign: Sign | None = None,
+    empty: Empty = "error",
+    name: str = "records",
+) -> AnswerTable:
+    """`load_table` for records that are already at hand; `name` stands in messages."""
+    if empty not in ("error", "drop"):
+        raise DataError(f"got empty={empty!r}; expected 'error' or 'drop'")
+    counts: Counter[str] = Counter(records=0)
+    options = _options(format, attribute, strength_sign)
+    builder = _Builder(counts)
+    for _, parsed in _parse_all(records, format, options, empty=empty, counts=counts):
+        counts["records"] += 1
+        builder.add(parsed)
+    counts["records"] += counts["dropped_empty"]
+    if counts["records"] == 0:
+        raise DataError(f"{name} has no records; expected at least one. Check how it was written")
+    return builder.table()
+
+
+def _options(format: str, attribute: str | None, strength_sign: Sign | None) -> Options:
+    """Refuse what is misspelt before anything is read."""
+    if format != "auto" and format not in FORMATS:
+        raise FormatError(
+            f"got format {format!r}; expected 'auto' or a known one. {did_you_mean(format, FORMATS)}"
+        )
+    if strength_sign not in (None, "negative_first", "positive_first"):
+        raise FormatError(
+            f"got strength_sign={strength_sign!r}; expected 'negative_first' or 'positive_first'"
+        )
+    return Options(attribute, strength_sign)
+
+
+def _parse_all(
+    records: Iterable[Record],
+    format: str,
+    options: Options,
+    *,
+    empty: Empty = "error",
+    counts: Counter[str] | None = None,
+) -> Iterator[tuple[Record, Parsed]]:
+    """Records with what they say. All must be in one format; dropped ones go to `counts`."""
+    detector = _Detector(format, options)
+    prompts = _PromptIds()
+    for record in records:
+        name = detector.name_of(record)
+        try:
+            parsed = parse(record, name, options)
+        except EmptyAnswerError:
+            if empty == "error" or counts is None:
+                raise
+            counts["dropped_empty"] += 1
+            continue
+        yield record, prompts.check(parsed)
+
+
+class _Detector:
+    """The format of each record; one file, one format."""
+
+    def __init__(self, format: str, options: Options) -> None:
+        self.format, self.options = format, options
+        self.first: tuple[str, str] | None = None
+        self.known: dict[tuple[str, ...], str] = {}
+
+    def name_of(self, record: Record) -> str:
+        if self.format != "auto":
+            return self.format
+        columns = tuple(record.fields)
+        if columns not in self.known:
+            self.known[columns] = detect(record, self.options)
+        name = self.known[columns]
+        if self.first is None:
+            self.first = (name, record.where)
+        if name != self.first[0]:
+            raise FormatError(
+                f"{record.where}: the columns are those of {name!r}, but {self.first[1]} is "
+                f"{self.first[0]!r}; expected one format in a file. Split the file, or read every "
+                f"record alike with --format {self.first[0]}"
+            )
+        return name
+
+
+class _PromptIds:
+    """Which prompt every prompt_id stands for; equal prompts become one object."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, tuple[str, str, Prompt]] = {}
+
+    def check(self, parsed: Parsed) -> Parsed:
+        """`parsed` with shared prompts.
+
+        Raises:
+            DataError: a prompt_id that stood for another prompt before.
+        """
+        shared: list[Answer] = []
+        for answer in parsed.answers:
+            before = self.seen.get(answer.prompt_id)
+            if before is None:
+                before = (answer.prompt.key, answer.where, answer.prompt)
+                self.seen[answer.prompt_id] = before
+            elif answer.prompt is not before[2] and answer.prompt.key != before[0]:
+                raise DataError(
+                    f"{answer.where}: prompt_id {answer.prompt_id!r} stands for another prompt than "
+                    f"at {before[1]}; expected one prompt for each prompt_id. Give the prompts ids "
+                    "of their own, or leave `prompt_id` out to have them derived from the prompts"
+                )
+            shared.append(replace(answer, prompt=before[2]))
+        return replace(parsed, answers=tuple(shared))
+
+
+class _Builder:
+    """Rows and relations as they grow."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        self.counts = counts
+        self.answers: list[Answer] = []
+        self.labels: list[float] = []
+        self.pairs: list[Pair] = []
+        self.ranked: list[RankedList] = []
+        self.gold: dict[str, str] = {}
+        self.gold_where: dict[str, str] = {}
+        self.rows: dict[tuple[str, str, tuple[int, ...] | None], int] = {}
+
+    def add(self, parsed: Parsed) -> None:
+        """Take in one record."""
+        self.counts.update(parsed.counts)
+        last = parsed.answers[0].prompt.messages[-1]
+        self.counts["prompts_prefilled"] += last.role == "assistant"
+        if parsed.drop is not None:
+            self.counts[f"dropped_{parsed.drop}"] += 1
+            return
+        rows = [self._row(parsed, i) for i in range(len(parsed.answers))]
+        self.pairs += [Pair(rows[p.chosen], rows[p.rejected], p.margin) for p in parsed.pairs]
+        for ranked in parsed.ranked:
+            self._add_list(tuple(rows[r] for r in ranked.rows), ranked.ranks)
+        if parsed.gold is not None:
+            self._add_gold(parsed.answers[0], parsed.gold)
+
+    def _row(self, parsed: Parsed, i: int) -> int:
+        """The row of answer `i`: that of an equal one, unless both are samples."""
+        answer, label = parsed.answers[i], parsed.labels[i]
+        # Labels are no part of the identity: a preference's answers have none, and rated or sampled
+        # answers keep their own rows, so no label is lost.
+        identity = (answer.prompt_id, answer.response, answer.response_ids)
+        if identity in self.rows:
+            if not parsed.are_samples and not parsed.is_labelled:
+                self.counts["answers_shared"] += 1
+                return self.rows[identity]
+            self.counts["answers_repeated"] += 1
+        row = len(self.answers)
+        self.rows.setdefault(identity, row)
+        self.answers.append(answer)
+        self.labels.append(label)
+        self.counts["labels_missing"] += parsed.is_labelled and math.isnan(label)
+        self.counts["answers_cut"] += answer.finished is False
+        return row
+
+    def _add_list(self, rows: tuple[int, ...], ranks: tuple[float, ...]) -> None:
+        """One ranked list; members that share a row are one member."""
+        of_row: dict[int, set[float]] = {}
+        for row, rank in zip(rows, ranks, strict=True):
+            of_row.setdefault(row, set()).add(rank)
+        clear = {row: min(found) for row, found in of_row.items() if len(found) == 1}
+        self.counts["ranks_contradictory"] += sum(1 for row in rows if row not in clear)
+        if len(clear) < 2:
+            self.counts["lists_too_short"] += 1
+            return
+        self.counts["ties"] += len(set(clear.values())) == 1
+        self.ranked.append(RankedList(tuple(clear), tuple(clear.values())))
+
+    def _add_gold(self, answer: Answer, gold: str) -> None:
+        known = self.gold.setdefault(answer.prompt_id, gold)
+        first = self.gold_where.setdefault(answer.prompt_id, answer.where)
+        if known != gold:
+            raise DataError(
+                f"{answer.where}: the reference answer {gold!r} of prompt_id {answer.prompt_id!r} is "
+                f"{known!r} at {first}; expected one for each prompt. Mend one of the two"
+            )
+
+    def table(self) -> AnswerTable:
+        """Everything so far."""
+        directed = {(pair.chosen, pair.rejected) for pair in self.pairs}
+        counts = self.counts
+        counts["pairs"] = len(self.pairs)
+        counts["ranked_lists"] = len(self.ranked)
+        counts["pairs_contradictory"] = sum((b, a) in directed for a, b in directed)
+        kept = {key: int(number) for key, number in counts.items() if number}
+        always = {
+            "records": counts["records"],
+            "answers": len(self.answers),
+            "prompts": len({answer.prompt_id for answer in self.answers}),
+        }
+        return AnswerTable(
+            answers=tuple(self.answers),
+            labels=np.array(self.labels, dtype=np.float64),
+            pairs=tuple(self.pairs),
+            ranked=tuple(self.ranked),
+            gold=self.gold,
+            counts={**always, **{k: n for k, n in kept.items() if k not in always}},
+        )
+
+
+# ------------------------------------------------------------------------------------ statistics
+
+
+@dataclass(frozen=True)
+class TableSummary:
+    """What a table holds, for ``retrm data stats``.
+
+    Attributes:
+        n_prompts: distinct prompt_ids.
+        n_answers: rows.
+        n_pairs: explicit preferences.
+        n_ranked: ranked lists.
+        n_ties: ranked lists with equal ranks only.
+        labels: rows by label ("1", "0", ...), and "missing"; more than twenty different labels are
+            counted together as "numbers".
+        n_mixed_prompts: prompts whose answers have different labels: those that can give pairs.
+        n_repeated: rows equal to an earlier one.
+        n_comparisons: preferences of any kind: pairs, strict pairs of lists, and pairs of answers to
+            one prompt with different labels.
+        longer_wins: share of these in which the better answer has more characters, equal lengths
+            counting half: what a reward that only measures length reaches. NaN without comparisons.
+        median_characters: of the answers.
+        p99_characters: 99th percentile of the answers.
+        counts: as read.
+    """
+
+    n_prompts: int
+    n_answers: int
+    n_pairs: int
+    n_ranked: int
+    n_ties: int
+    labels: Mapping[str, int]
+    n_mixed_prompts: int
+    n_repeated: int
+    n_comparisons: int
+    longer_wins: float
+    median_characters: float
+    p99_characters: float
+    counts: Mapping[str, int]
+
+
+def describe(table: AnswerTable) -> TableSummary:
+    """The statistics of a table.
+
+    Raises:
+        DataError: the table has no rows.
+    """
+    if not len(table):
+        raise DataError("got a table without answers; expected at least one. Nothing was kept")
+    lengths = np.array([len(answer.response) for answer in table.answers], dtype=np.int64)
+    sets = table.candidate_sets()
+    wins, total = _length_wins(table, lengths)
+    texts = {(a.prompt_id, a.response, a.response_ids) for a in table.answers}
+    return TableSummary(
+        n_prompts=len(sets),
+        n_answers=len(table),
+        n_pairs=len(table.pairs),
+        n_ranked=len(table.ranked),
+        n_ties=sum(len(set(ranked.ranks)) == 1 for ranked in table.ranked),
+        labels=_labels_by_class(table.labels),
+        n_mixed_prompts=sum(_is_mixed(table.labels[list(group.rows)]) for group in sets),
+        n_repeated=len(table) - len(texts),
+        n_comparisons=total,
+        longer_wins=wins / total if total else math.nan,
+        median_characters=float(np.median(lengths)),
+        p99_characters=float(np.percentile(lengths, 99)),
+        counts=table.counts,
+    )
+
+
+def _labels_by_class(labels: np.ndarray) -> dict[str, int]:
+    known = labels[~np.isnan(labels)]
+    values, numbers = np.unique(known, return_counts=True)
+    missing = {"missing": int(len(labels) - len(known))} if len(known) < len(labels) else {}
+    if len(values) > 20:
+        return {"numbers": len(known), **missing}
+    classes = zip(values[::-1], numbers[::-1], strict=True)
+    return {**{f"{value:g}": int(n) for value, n in classes}, **missing}
+
+
+def _is_mixed(labels: np.ndarray) -> bool:
+    return len(np.unique(labels[~np.isnan(labels)])) > 1
+
+
+def _length_wins(table: AnswerTable, lengths: np.ndarray) -> tuple[float, int]:
+    """Comparisons won by the longer answer (equal lengths half), and all comparisons."""
+    listed = [pair for ranked in table.ranked for pair in ranked.pairs()]
+    wins, total = 0.0, 0
+    for pair in (*table.pairs, *listed):
+        gap = lengths[pair.chosen] - lengths[pair.rejected]
+        wins += 0.5 * (np.sign(gap) + 1)
+        total += 1
+    for group in table.candidate_sets():
+        rows = np.array(group.rows)
+        won, n = _label_wins(table.labels[rows], lengths[rows])
+        wins, total = wins + won, total + n
+    return float(wins), total
+
+
+def _label_wins(labels: np.ndarray, lengths: np.ndarray) -> tuple[float, int]:
+    """The same over answers to one prompt, each better label against all that are worse.
+
+    Ranks in the sorted lengths of the worse, so that a prompt with thousands of answers is cheap.
+    """
+    wins, total = 0.0, 0
+    for value in np.unique(labels[~np.isnan(labels)])[1:]:
+        better, worse = lengths[labels == value], np.sort(lengths[labels < value])
+        below = np.searchsorted(worse, better, side="left")
+        up_to = np.searchsorted(worse, better, side="right")
+        wins += float(np.sum(below + up_to)) / 2
+        total += len(better) * len(worse)
+    return wins, total

@@ -1,0 +1,59 @@
+"""The figures of freshly fitted heads on the prompts that were held out, whatever the labels are."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from retrm.evaluation.best_of_n import Comparison, compare
+from retrm.evaluation.preferences import PairComparison, compare_pairs
+from retrm.records import AnswerTable
+from retrm.scorers.baseline import LengthScorer
+
+
+def baseline_scores(
+    table: AnswerTable, log_probability: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Scores that need no fitting: shortest, longest, and log-probability where it was read."""
+    out = {} if log_probability is None else {"log-probability": log_probability}
+    for prefers in ("shortest", "longest"):
+        out[prefers] = LengthScorer(prefers=prefers).score(table.answers)
+    return out
+
+
+def measure(
+    scores: Mapping[str, np.ndarray],
+    table: AnswerTable,
+    log_probability: np.ndarray,
+    *,
+    folds: np.ndarray | None = None,
+    seed: int = 0,
+) -> Comparison | PairComparison | None:
+    """The table that fits the labels of `table`; None if it carries nothing to compare.
+
+    Right/wrong labels with several answers a prompt give best-of-N, preferences give pair accuracy.
+    """
+    baselines = baseline_scores(table, log_probability)
+    pairs = [*table.pairs, *(p for ranked in table.ranked for p in ranked.pairs())]
+    if pairs:
+        return compare_pairs(scores, baselines, pairs, table.prompt_ids.tolist(), seed=seed)
+    labelled = np.flatnonzero(~np.isnan(table.labels))
+    if not _has_mixed_prompt(table, labelled):
+        return None
+    kept = table.take(labelled.tolist())
+    keys = [answer.key for answer in kept.answers]
+    return compare(
+        {name: values[labelled] for name, values in scores.items()},
+        kept.labels,
+        kept.prompt_ids.tolist(),
+        baselines={name: values[labelled] for name, values in baselines.items()},
+        keys=keys if any(keys) else None,
+        folds=None if folds is None else folds[labelled],
+        seed=seed,
+    )
+
+
+def _has_mixed_prompt(table: AnswerTable, rows: np.ndarray) -> bool:
+    seen: dict[str, set[float]] = {}
+    for row in rows.tolist():
+        seen.setdefault(table.answers[row].prompt_id, set()).add(float(table.labels[row]))
+    return any({0.0, 1.0} <= labels for labels in seen.values())

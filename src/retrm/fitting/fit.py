@@ -1,0 +1,338 @@
+"""From a table of judged answers to reward models: one reading, any number of heads.
+
+Answers are split by prompt; heads are fitted on the training part and measured on the held-out part,
+and the figures stored in the folder belong to exactly that head.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from retrm.backbone.base import Backbone
+from retrm.data.split import prompt_folds, split_by_prompt
+from retrm.errors import FitError, RecipeError, did_you_mean
+from retrm.features.read import Overlong, Progress, Reading, read
+from retrm.features.recipe import Recipe
+from retrm.features.reduce import Features, Reducer
+from retrm.features.sink import FeatureSink
+from retrm.features.subspace import SubspaceSpec
+from retrm.fitting.convex import (
+    PairTargets,
+    RowTargets,
+    choose_lambda,
+    fit_linear,
+    pairs_within_prompts,
+)
+from retrm.fitting.gradient import Epoch, fit_gradient
+from retrm.fitting.targets import Targets, check_targets, default_loss
+from retrm.heads.artifact import Artifact, BackboneIdentity
+from retrm.heads.base import Head
+from retrm.heads.linear import LinearHead
+from retrm.heads.registry import make_head
+from retrm.losses import LOSSES
+from retrm.methods import Method
+from retrm.records import AnswerTable
+from retrm.scorers.reward_model import RewardModel
+
+N_SELFTEST = 3
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A head with the account of its fit (plain JSON)."""
+
+    head: Head
+    loss: str
+    report: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Reward models fitted from one reading, and their scores on prompts they have not seen.
+
+    Attributes:
+        models: one a method, ready to score, rank and save.
+        train_rows: rows of the table they were fitted on.
+        test_rows: rows of the table held out, by prompt.
+        test_scores: (len(test_rows),) per method name.
+        log_probability: (len(test_rows),) mean log-probability under the backbone, the baseline.
+        reading: tokens, seconds and counts of the reading.
+    """
+
+    models: tuple[RewardModel, ...]
+    train_rows: np.ndarray
+    test_rows: np.ndarray
+    test_scores: Mapping[str, np.ndarray]
+    log_probability: np.ndarray
+    reading: Reading
+
+
+def check_methods(
+    methods: Sequence[Method], n_layers: int | None = None, width: int | None = None
+) -> None:
+    """Refuse impossible combinations before any model is read.
+
+    Raises:
+        RecipeError: a head that cannot read the recipe's features, an unknown loss, a layer or
+            subspace the backbone does not have.
+    """
+    for method in methods:
+        head = make_head(method.head, 1, dict(method.head_options))
+        if head.reads_tokens == method.recipe.is_pooled:
+            need = "tokens" if head.reads_tokens else "last, mean or max"
+            raise RecipeError(
+                f"method {method.name}: the {method.head} head needs pooling={need}, got "
+                f"{method.recipe.pooling!r}"
+            )
+        if method.loss != "auto" and method.loss not in LOSSES:
+            raise RecipeError(f"unknown loss {method.loss!r}. {did_you_mean(method.loss, LOSSES)}")
+        if n_layers is not None:
+            method.recipe.layer_numbers(n_layers)
+        if width is not None:
+            SubspaceSpec.parse(method.recipe.subspace).n_dims(width)
+
+
+def read_for(
+    backbone: Backbone,
+    table: AnswerTable,
+    methods: Sequence[Method],
+    *,
+    sink: FeatureSink | None = None,
+    overlong: Overlong = "error",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Reading:
+    """One reading that serves every method, and the log-probability baseline as `log_probability`.
+
+    Methods with the same recipe share their features.
+    """
+    recipes = recipes_of(backbone, methods)
+    return read(
+        backbone, table.answers, recipes, sink=sink, overlong=overlong, on_progress=on_progress
+    )
+
+
+def recipes_of(backbone: Backbone, methods: Sequence[Method]) -> dict[str, Recipe]:
+    """Name -> recipe of a reading for `methods`."""
+    scalars = Recipe(source="log_probability", counts_end=backbone.renderer.counts_end)
+    return {"log_probability": scalars, **{m.name: m.recipe for m in methods}}
+
+
+def fit_head(
+    method: Method,
+    features: Features,
+    targets: Targets,
+    *,
+    seed: int = 0,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> FittedHead:
+    """Fit one head on features of training answers.
+
+    Raises:
+        FitError, LabelError: the data cannot determine it.
+    """
+    loss = default_loss(targets, method.loss)
+    check_targets(targets, loss)
+    if method.solver == "convex":
+        return _fit_convex(method, features, targets, loss, seed)
+    head = make_head(method.head, features.n_features, dict(method.head_options))
+    done = fit_gradient(
+        head, features, targets, loss, method.gradient, seed=seed, on_epoch=on_epoch
+    )
+    report = {
+        "solver": "gradient",
+        "options": asdict(method.gradient),
+        "epochs": [asdict(epoch) for epoch in done.epochs],
+        "kept_epoch": done.kept_epoch,
+        "n_validation_prompts": done.n_validation_prompts,
+    }
+    return FittedHead(head, loss, report)
+
+
+def cross_fit(
+    method: Method,
+    features: Features,
+    targets: Targets,
+    prompt_ids: Sequence[object],
+    *,
+    n_folds: int = 5,
+    seed: int = 0,
+    on_fold: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Out-of-fold scores: every answer scored by a head that never saw its prompt.
+
+    Returns:
+        (n,) scores and (n,) fold numbers. Scores of different folds come from different heads and
+        have different scales: compare within prompts, or per fold.
+    """
+    folds = prompt_folds(prompt_ids, n_folds, seed=seed)
+    scores = np.full(len(folds), np.nan)
+    for fold in range(n_folds):
+        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        fitted = fit_head(method, features.take(train), targets.take(train), seed=seed)
+        scores[test] = fitted.head.score(features.take(test)).double().numpy()
+        if on_fold is not None:
+            on_fold(fold + 1, n_folds)
+    return scores, folds
+
+
+def fit(
+    table: AnswerTable,
+    backbone: Backbone,
+    methods: Sequence[Method],
+    *,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    label_threshold: float | None = None,
+    sink: FeatureSink | None = None,
+    overlong: Overlong = "error",
+    source: str = "",
+    on_progress: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> Fits:
+    """Read the answers once and fit every method on the same training prompts.
+
+    Args:
+        table: answers with labels, pairs or ranks.
+        backbone: the frozen model.
+        methods: presets or their variations.
+        test_fraction: of the PROMPTS, held out for the stored metrics; 0 = fit on everything and
+            store none.
+        seed: of the split and of gradient heads.
+        label_threshold: grades at or above it are right.
+        sink: a disk sink lets a killed reading go on.
+        overlong: policy for answers beyond the context.
+        source: name of the data, stored as provenance.
+        on_progress: of the reading.
+        on_epoch: of gradient heads.
+
+    Raises:
+        LabelError, FitError, RecipeError: before anything is read.
+    """
+    if not methods:
+        raise RecipeError("no method to fit; expected at least one, such as last_token or elhsr")
+    check_methods(methods, backbone.n_layers, backbone.width)
+    targets = Targets.of(table, label_threshold=label_threshold)
+    for method in methods:
+        check_targets(targets, default_loss(targets, method.loss))
+    train, test = _train_and_test(table, test_fraction, seed)
+    for method in methods:
+        check_targets(targets.take(train), default_loss(targets, method.loss))
+    reading = read_for(
+        backbone, table, methods, sink=sink, overlong=overlong, on_progress=on_progress
+    )
+    kept = {int(row): i for i, row in enumerate(reading.rows)}
+    train = np.array([row for row in train if row in kept], dtype=int)
+    test = np.array([row for row in test if row in kept], dtype=int)
+    provenance = {
+        "source": source,
+        "seed": seed,
+        "test_fraction": test_fraction,
+        "n_answers": len(table),
+        "n_prompts": targets.n_prompts,
+        "n_train_answers": len(train),
+        "n_test_answers": len(test),
+        "n_truncated": reading.n_truncated,
+        "n_skipped": reading.n_skipped,
+        "counts": dict(table.counts),
+    }
+    models, scores = [], {}
+    train_at, test_at = [kept[row] for row in train], [kept[row] for row in test]
+    for method in methods:
+        features = reading.features[method.name]
+        fitted = fit_head(
+            method, features.take(train_at), targets.take(train), seed=seed, on_epoch=on_epoch
+        )
+        models.append(_reward_model(method, fitted, backbone, table, train, provenance))
+        scores[method.name] = fitted.head.score(features.take(test_at)).double().numpy()
+    log_probability = reading.features["log_probability"].values[test_at, 0].double().numpy()
+    return Fits(tuple(models), train, test, scores, log_probability, reading)
+
+
+def _train_and_test(
+    table: AnswerTable, test_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    if not 0 <= test_fraction < 1:
+        raise FitError(f"test_fraction is {test_fraction}; expected 0 (none) up to below 1")
+    if test_fraction == 0:
+        return np.arange(len(table)), np.arange(0)
+    parts = split_by_prompt(
+        table.prompt_ids.tolist(), (1 - test_fraction, test_fraction), seed=seed
+    )
+    return np.asarray(parts[0]), np.asarray(parts[1])
+
+
+def _reward_model(
+    method: Method,
+    fitted: FittedHead,
+    backbone: Backbone,
+    table: AnswerTable,
+    train: np.ndarray,
+    provenance: Mapping[str, Any],
+) -> RewardModel:
+    artifact = Artifact(
+        method=method.name,
+        recipe=method.recipe,
+        head=fitted.head,
+        loss=fitted.loss,
+        bases=Reducer(method.recipe, backbone).bases,
+        backbone=BackboneIdentity(
+            name=backbone.name,
+            fingerprint=backbone.fingerprint,
+            dtype=str(backbone.dtype).removeprefix("torch."),
+            n_layers=backbone.n_layers,
+            width=backbone.width,
+        ),
+        selftest=(),
+        fitted={**provenance, **fitted.report},
+        metrics={},
+    )
+    model = RewardModel(artifact, backbone)
+    # Short answers keep the self-test, and so every load, quick.
+    shortest = sorted(train, key=lambda row: len(table.answers[row].response))[: 20 * N_SELFTEST]
+    chosen = [table.answers[row] for row in shortest[:: max(1, len(shortest) // N_SELFTEST)]]
+    return model.with_selftest(chosen[:N_SELFTEST])
+
+
+def _fit_convex(
+    method: Method, features: Features, targets: Targets, loss: str, seed: int
+) -> FittedHead:
+    values, groups = features.values.float(), targets.groups.numpy()
+    if loss == "bce":
+        rows = targets.is_labelled.nonzero()[:, 0]
+        values, groups = values[rows], groups[rows.numpy()]
+        supervision = RowTargets(targets.labels[rows].numpy())
+    elif loss == "bradley_terry":
+        supervision = PairTargets(
+            chosen=targets.pairs[:, 0].numpy(),
+            rejected=targets.pairs[:, 1].numpy(),
+            margins=targets.margins.numpy(),
+            weights=targets.weights.numpy(),
+        )
+    else:
+        labelled = targets.is_labelled.nonzero()[:, 0]
+        values, groups = values[labelled], groups[labelled.numpy()]
+        supervision = pairs_within_prompts(targets.labels[labelled].numpy(), groups)
+    standardise = method.standardise
+    chosen = choose_lambda(values, supervision, groups, standardise=standardise, seed=seed)
+    done = fit_linear(values, supervision, lam=chosen.lam, standardise=standardise)
+    head = LinearHead(features.n_features)
+    with torch.no_grad():
+        head.weight.copy_(done.weight)
+        head.bias.fill_(done.bias)
+    report = {
+        "solver": done.solver,
+        "lam": done.lam,
+        "lam_grid": list(chosen.grid),
+        "lam_criterion": chosen.criterion,
+        "lam_values": list(chosen.values),
+        "lam_is_at_end": chosen.is_at_end,
+        "objective": done.objective,
+        "gradient_norm": done.gradient_norm,
+        "n_iterations": done.n_iterations,
+        "n_constant_features": done.n_constant,
+        "standardise": standardise,
+    }
+    return FittedHead(head.eval(), loss, report)
