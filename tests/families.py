@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from retrm.backbone.base import Fingerprint
+from retrm.backbone.states import TransformersBackbone
+
 VOCAB_SIZE = 101
 CONTEXT = 64
 WIDTH = 32
@@ -155,3 +158,26 @@ UNLISTED: dict[str, Callable[..., PreTrainedModel]] = {
     ),
 }
 """Families that `locate` has to find by the usual attribute names."""
+
+
+class NoRenderer:
+    """Stands where a renderer is required and never used: these tests bring their own ids."""
+
+    counts_end = False
+
+    def render(self, answer):
+        raise NotImplementedError
+
+    def render_prompt(self, prompt):
+        raise NotImplementedError
+
+    def decode(self, ids):
+        raise NotImplementedError
+
+    def pieces(self, ids):
+        raise NotImplementedError
+
+
+def backbone_of(model: PreTrainedModel, name: str) -> TransformersBackbone:
+    """A readable backbone around `model`, without tokenizer or fingerprint."""
+    return TransformersBackbone(model, NoRenderer(), Fingerprint("", "", "", ""), name)

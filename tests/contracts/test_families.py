@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from retrm.backbone.base import Fingerprint, Rendered
+from retrm.backbone.base import Rendered
 from retrm.backbone.batching import build, plan_batches
 from retrm.backbone.locate import FAMILIES as KNOWN
 from retrm.backbone.locate import apply_norm, logits_of
@@ -24,7 +24,7 @@ TOLERANCE = 1e-5
 
 @cache
 def backbone(family: str) -> TransformersBackbone:
-    return TransformersBackbone(BUILDERS[family](), None, Fingerprint("", "", "", ""), family)
+    return families.backbone_of(BUILDERS[family](), family)
 
 
 SHARING = [name for name in families.FAMILIES if backbone(name).shares_prompts]
@@ -200,7 +200,7 @@ def test_a_family_without_dense_masks_fails_loudly_on_one(family: str) -> None:
 
 
 def liar(family: str, changes: dict) -> TransformersBackbone:
-    made = TransformersBackbone(BUILDERS[family](), None, Fingerprint("", "", "", ""), family)
+    made = families.backbone_of(BUILDERS[family](), family)
     made.located = dataclasses.replace(made.located, **changes)
     made.shares_prompts = True
     return made

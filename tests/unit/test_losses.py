@@ -135,7 +135,7 @@ def test_nca_refuses_a_prompt_with_one_candidate():
 
 @pytest.mark.parametrize("loss", [infonca, nca])
 def test_prompt_losses_are_means_over_prompts(loss):
-    parts = [loss(MANY_R[MANY_G == g], MANY_Y[MANY_G == g], MANY_G[MANY_G == g]) for g in (3, 5, 7)]
+    parts = [loss(MANY_R[g == MANY_G], MANY_Y[g == MANY_G], MANY_G[g == MANY_G]) for g in (3, 5, 7)]
     assert loss(MANY_R, MANY_Y, MANY_G).item() == pytest.approx(sum(parts).item() / 3, abs=1e-12)
 
 

@@ -5,7 +5,7 @@ import families
 import pytest
 import torch
 
-from retrm.backbone.base import Fingerprint, Rendered
+from retrm.backbone.base import Rendered
 from retrm.backbone.batching import build, plan_batches
 from retrm.backbone.states import TransformersBackbone
 from retrm.errors import BackboneError, OverlongError, RecipeError
@@ -14,9 +14,7 @@ L = families.N_LAYERS
 
 
 def backbone(family: str = "llama", **options: object) -> TransformersBackbone:
-    return TransformersBackbone(
-        families.FAMILIES[family](**options), None, Fingerprint("", "", "", ""), f"tiny {family}"
-    )
+    return families.backbone_of(families.FAMILIES[family](**options), f"tiny {family}")
 
 
 def batch(*lengths: int, share: bool = False):
@@ -120,7 +118,7 @@ def test_several_answers_in_a_row_are_refused_where_they_cannot_be_kept_apart() 
 
 def test_a_row_beyond_the_context_is_refused() -> None:
     # 3 + 62 = 65 tokens: the last stands at position 64 of a context of 64.
-    with pytest.raises(OverlongError, match="reaches position 64; .* context of 64 tokens"):
+    with pytest.raises(OverlongError, match=r"reaches position 64; .* context of 64 tokens"):
         visited(backbone(), [(1, "residual")], batch(62))
     assert visited(backbone(), [(1, "residual")], batch(61)) == [(1, "residual")]
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from retrm.backbone.base import Rendered, TokenBatch
 from retrm.errors import RecipeError, RenderError
 
-TOKENS_PER_BATCH = 2048
+TOKENS_PER_BATCH = 1024
 _QUADRATIC_AT = 4096
 _SHARED_ROW = 1024
 

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TextIO
 
 from retrm.errors import BackboneError
 
@@ -205,8 +206,9 @@ def main() -> int:
     return 0
 
 
-def _say(stream: object, words: str) -> None:
-    print(words, file=stream, flush=True)  # noqa: T201 - this is the command line of `make setup`
+def _say(stream: TextIO, words: str) -> None:
+    stream.write(f"{words}\n")
+    stream.flush()
 
 
 if __name__ == "__main__":

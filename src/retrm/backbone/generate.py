@@ -27,33 +27,12 @@ from torch import Tensor
 
 from retrm.backbone.base import Backbone
 from retrm.backbone.decode import Decoder, decoder_for
+from retrm.backbone.sampled import Sampled
 from retrm.errors import OverlongError, RecipeError
 from retrm.records import Prompt
 
 _PREFILL_TOKENS = 8192  # read at once, so that prompts never need more memory than this many
 _NUCLEUS_GUESS = 128
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """One answer that was drawn.
-
-    Attributes:
-        response: the text, special tokens left out.
-        token_ids: what was drawn, with the end token if it was.
-        finished: whether the model ended the answer itself.
-        logprob: mean log-probability of `token_ids` under the model at temperature 1, nats; None
-            where a remote engine does not tell.
-        prompt: index of the prompt.
-        number: index of the answer among those of its prompt.
-    """
-
-    response: str
-    token_ids: tuple[int, ...] | None
-    finished: bool
-    logprob: float | None
-    prompt: int
-    number: int
 
 
 def sample(

@@ -1,4 +1,4 @@
-"""Progress bars and advice of transformers, off for the length of a block."""
+"""Progress bars and advice of transformers and the hub, off for the length of a block."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,3 +18,22 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if had_bars:
             logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """huggingface_hub shows no progress bars inside the block."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    was_quiet = are_progress_bars_disabled()
+    if not was_quiet:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not was_quiet:
+            enable_progress_bars()

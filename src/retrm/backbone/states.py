@@ -144,9 +144,10 @@ class TransformersBackbone:
             if not missing:
                 raise _EnoughRead
 
-        with torch.inference_mode(), _hooked(self.located, set(wanted), deliver):
-            with suppress(_EnoughRead):
-                self.located.decoder(**self._inputs(batch))
+        inputs = self._inputs(batch)
+        hooks = _hooked(self.located, set(wanted), deliver)
+        with suppress(_EnoughRead), torch.inference_mode(), hooks:
+            self.located.decoder(**inputs)
         if missing:
             raise BackboneError(
                 f"{self.name} ran without passing layers {sorted(missing)}: its forward does not "

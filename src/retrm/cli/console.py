@@ -21,8 +21,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False)
+# A pipe has no width; 120 columns keep tables whole there.
+_WIDTH = None if sys.stdout.isatty() else 120
+out = Console(highlight=False, width=_WIDTH)
+err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
 PLAIN_INTERVAL_S = 10.0
 Report = Callable[[int, int, str], None]

@@ -183,7 +183,7 @@ def _remove(store: Path) -> None:
 def _report(
     fits: Any, folders: list[Path], figures: Any, metrics: dict[str, Any], json: bool
 ) -> None:
-    from retrm.cli.tables import comparison_table
+    from retrm.cli.tables import comparison_tables
 
     reading = fits.reading
     if json:
@@ -205,7 +205,7 @@ def _report(
     if figures is None:
         err.print("no held-out prompts with something to compare: nothing was measured")
     else:
-        out.print(comparison_table(figures))
+        out.print(*comparison_tables(figures), sep="\n")
     for model, folder in zip(fits.models, folders, strict=True):
         head = model.artifact.head
         out.print(f"{folder}: {model.artifact.method}, {head.n_params:,} parameters")

@@ -8,28 +8,46 @@ from retrm.evaluation.preferences import PairComparison
 from retrm.metrics import Interval
 
 
+def number(value: float) -> str:
+    """`.812`, `1.000`, `-.035`: no zero before the point, as tables of shares are set."""
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
+
+
 def interval(value: Interval | None) -> str:
     """`.812 [.790, .833]`, or a dash."""
-    return "–" if value is None else f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
+    if value is None:
+        return "–"
+    return f"{number(value.value)} [{number(value.low)}, {number(value.high)}]"
 
 
 def difference(value: Interval | None) -> str:
-    """The same with a sign, and a star where the interval excludes zero."""
+    """The same, with a star where the interval excludes zero."""
     if value is None:
         return "–"
-    star = " *" if value.low > 0 or value.high < 0 else ""
-    return f"{value.value:+.3f} [{value.low:+.3f}, {value.high:+.3f}]{star}"
+    return interval(value) + (" *" if value.low > 0 or value.high < 0 else "  ")
 
 
-def comparison_table(comparison: Comparison | PairComparison) -> Table:
-    """One row a scorer, with intervals and differences to the baselines."""
+def comparison_tables(comparison: Comparison | PairComparison) -> list[Table]:
+    """One row a scorer with intervals; then the paired differences of the heads to baselines."""
     if isinstance(comparison, PairComparison):
-        return _pair_table(comparison)
+        return [_pair_table(comparison)]
+    return [_figures(comparison), *_differences(comparison)]
+
+
+def _differences(comparison: Comparison) -> list[Table]:
     heads = [row for row in comparison.rows if row.minus]
-    others = list(heads[0].minus) if heads else []
+    if not heads:
+        return []
+    others = list(heads[0].minus)
+    title = f"best of {comparison.n_candidates}, paired differences; * = interval excludes zero"
+    rows = [[row.name, *(difference(row.minus[name]) for name in others)] for row in heads]
+    return [table(title, ["", *(f"minus {name}" for name in others)], rows)]
+
+
+def _figures(comparison: Comparison) -> Table:
     title = (
         f"{comparison.n_prompts} prompts ({comparison.n_mixed} mixed), {comparison.n_answers:,} "
-        f"answers; 95 % intervals over prompts; * = excludes zero"
+        f"answers; 95 % intervals over prompts"
     )
     columns = [
         "",
@@ -37,7 +55,6 @@ def comparison_table(comparison: Comparison | PairComparison) -> Table:
         "within-prompt AUROC",
         f"best of {comparison.n_candidates}",
         "recovered",
-        *(f"minus {name}" for name in others),
     ]
     rows = [
         [
@@ -46,7 +63,6 @@ def comparison_table(comparison: Comparison | PairComparison) -> Table:
             interval(row.within_auroc),
             interval(row.best_of_n),
             "–" if row.kind == "bound" else f"{row.recovered:.0%}",
-            *(difference(row.minus.get(name)) for name in others),
         ]
         for row in comparison.rows
     ]

@@ -198,7 +198,7 @@ class _PromptIds:
     """Which prompt every prompt_id stands for; equal prompts become one object."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, tuple[str, str, Prompt]] = {}
+        self.seen: dict[str, tuple[Prompt, str]] = {}
 
     def check(self, parsed: Parsed) -> Parsed:
         """`parsed` with shared prompts.
@@ -206,20 +206,23 @@ class _PromptIds:
         Raises:
             DataError: a prompt_id that stood for another prompt before.
         """
-        shared: list[Answer] = []
-        for answer in parsed.answers:
-            before = self.seen.get(answer.prompt_id)
-            if before is None:
-                before = (answer.prompt.key, answer.where, answer.prompt)
-                self.seen[answer.prompt_id] = before
-            elif answer.prompt is not before[2] and answer.prompt.key != before[0]:
-                raise DataError(
-                    f"{answer.where}: prompt_id {answer.prompt_id!r} stands for another prompt than "
-                    f"at {before[1]}; expected one prompt for each prompt_id. Give the prompts ids "
-                    "of their own, or leave `prompt_id` out to have them derived from the prompts"
-                )
-            shared.append(replace(answer, prompt=before[2]))
-        return replace(parsed, answers=tuple(shared))
+        known = [self._first(answer) for answer in parsed.answers]
+        shared = tuple(
+            answer if answer.prompt is prompt else replace(answer, prompt=prompt)
+            for answer, prompt in zip(parsed.answers, known, strict=True)
+        )
+        return replace(parsed, answers=shared)
+
+    def _first(self, answer: Answer) -> Prompt:
+        """The prompt that has this id, as first seen."""
+        prompt, where = self.seen.setdefault(answer.prompt_id, (answer.prompt, answer.where))
+        if answer.prompt is not prompt and answer.prompt != prompt:
+            raise DataError(
+                f"{answer.where}: prompt_id {answer.prompt_id!r} stands for another prompt than at "
+                f"{where}; expected one prompt for each prompt_id. Give the prompts ids of their "
+                "own, or leave `prompt_id` out to have them derived from the prompts"
+            )
+        return prompt
 
 
 class _Builder:

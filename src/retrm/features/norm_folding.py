@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from retrm.backbone.base import StatePoint, Unembedding
+from retrm.backbone.locate import apply_norm
 from retrm.errors import RecipeError
 
 ROWS_PER_CHUNK = 8192
@@ -59,7 +60,4 @@ def normalised(head: Unembedding, states: Float[Tensor, "... width"]) -> Float[T
 
     This is the coordinate system in which the folded matrix is exact.
     """
-    states = states.float()
-    if head.norm_kind == "layer":
-        states = states - states.mean(dim=-1, keepdim=True)
-    return states * torch.rsqrt(states.square().mean(dim=-1, keepdim=True) + head.eps)
+    return apply_norm(states, None, None, head.norm_kind, head.eps)

@@ -14,8 +14,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from retrm.backbone.base import Backbone, Rendered, Visit
-from retrm.backbone.batching import build, plan_batches
+from retrm.backbone.base import Backbone, Rendered
+from retrm.backbone.batching import TOKENS_PER_BATCH, build, plan_batches
 from retrm.backbone.render import fit_to_context
 from retrm.errors import RecipeError
 from retrm.features.recipe import Recipe
@@ -25,6 +25,7 @@ from retrm.records import Answer
 
 Overlong = Literal["error", "truncate_left", "skip"]
 OVERLONG = ("error", "truncate_left", "skip")
+PAD_ID = 0  # any valid id: padding stands behind every token that is read and is masked
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def read(
     reducers: Mapping[str, Reducer] | None = None,
     sink: FeatureSink | None = None,
     overlong: Overlong = "error",
-    tokens_per_batch: int = 2048,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
     share_prompts: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Reading:
@@ -125,28 +126,16 @@ def read(
     _check_counts_end(backbone, recipes)
     made = reducers or {name: Reducer(recipe, backbone) for name, recipe in recipes.items()}
     todo = render_all(backbone, answers, overlong=overlong)
-    sink = sink if sink is not None else MemorySink()
-    keys = [_row_key(r) for r in todo.rendered]
-    done = sink.open(keys)
-    missing = [i for i in range(len(keys)) if i not in done]
-    started, n_tokens = time.monotonic(), 0
-    pending = [todo.rendered[i] for i in missing]
-    plans = plan_batches(
-        pending,
-        tokens_per_batch=tokens_per_batch,
-        share_prompts=share_prompts and backbone.shares_prompts,
+    started = time.monotonic()
+    features, n_tokens = _read_into(
+        backbone,
+        todo.rendered,
+        made,
+        sink if sink is not None else MemorySink(),
+        tokens_per_batch,
+        share_prompts,
+        on_progress,
     )
-    tokens_total = sum(row.n_tokens for plan in plans for row in plan.rows)
-    answers_done = len(done)
-    for plan in plans:
-        batch = build(plan, pending, device=backbone.device)
-        sink.add([missing[i] for i in batch.answers], _reduce_batch(backbone, batch, made))
-        n_tokens += batch.n_tokens
-        answers_done += len(batch.answers)
-        if on_progress is not None:
-            elapsed = time.monotonic() - started
-            on_progress(Progress(answers_done, len(keys), n_tokens, tokens_total, elapsed))
-    features = sink.close(len(keys), {n: (r.n_features, r.recipe) for n, r in made.items()})
     return Reading(
         features=features,
         rows=np.array(todo.rows, dtype=np.int64),
@@ -155,6 +144,45 @@ def read(
         n_skipped=todo.n_skipped,
         elapsed_s=time.monotonic() - started,
     )
+
+
+def read_rendered(backbone: Backbone, rendered: Sequence[Rendered], reducer: Reducer) -> Features:
+    """Features of answers that are already token ids; for self-tests, heat maps and the service."""
+    made = {"only": reducer}
+    features, _ = _read_into(backbone, rendered, made, MemorySink(), TOKENS_PER_BATCH, True, None)
+    return features["only"]
+
+
+def _read_into(
+    backbone: Backbone,
+    rendered: Sequence[Rendered],
+    reducers: Mapping[str, Reducer],
+    sink: FeatureSink,
+    tokens_per_batch: int,
+    share_prompts: bool,
+    on_progress: Callable[[Progress], None] | None,
+) -> tuple[Mapping[str, Features], int]:
+    keys = [_row_key(item) for item in rendered]
+    done = sink.open(keys)
+    missing = [i for i in range(len(keys)) if i not in done]
+    pending = [rendered[i] for i in missing]
+    plans = plan_batches(
+        pending,
+        tokens_per_batch=tokens_per_batch,
+        share_prompts=share_prompts and backbone.shares_prompts,
+    )
+    tokens_total = sum(row.n_tokens for plan in plans for row in plan.rows)
+    started, n_tokens, n_done = time.monotonic(), 0, len(done)
+    for plan in plans:
+        batch = build(plan, pending, PAD_ID, device=backbone.device)
+        sink.add([missing[i] for i in batch.answers], _reduce_batch(backbone, batch, reducers))
+        n_tokens += batch.n_tokens
+        n_done += len(batch.answers)
+        if on_progress is not None:
+            elapsed = time.monotonic() - started
+            on_progress(Progress(n_done, len(keys), n_tokens, tokens_total, elapsed))
+    widths = {name: (r.n_features, r.recipe) for name, r in reducers.items()}
+    return sink.close(len(keys), widths), n_tokens
 
 
 def _reduce_batch(

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from retrm.backbone.base import Backbone, StatePoint, TokenBatch, Unembedding
+from retrm.backbone.locate import logits_of
 from retrm.features.norm_folding import normalised
 from retrm.features.recipe import Recipe
 from retrm.features.subspace import Subspace, SubspaceSpec, fit_spectrum
@@ -219,7 +220,7 @@ class Reducer:
         return basis.project(tokens)
 
     def _logits(self, states: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocab"]:
-        return torch.cat([logits(self.unembedding, part) for part in states.split(LOGIT_ROWS)])
+        return torch.cat([logits_of(part, self.unembedding) for part in states.split(LOGIT_ROWS)])
 
     def _log_probabilities(
         self, states: Tensor, index: BatchIndex, batch: TokenBatch
@@ -228,7 +229,7 @@ class Reducer:
         before = states[index.rows, index.previous]
         chosen, entropy = [], []
         for part, target in zip(before.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True):
-            log_p = torch.log_softmax(logits(self.unembedding, part), dim=-1)
+            log_p = torch.log_softmax(logits_of(part, self.unembedding), dim=-1)
             chosen.append(log_p.gather(1, target[:, None]))
             entropy.append(-(log_p.exp() * log_p).sum(dim=1, keepdim=True))
         log_p, spread = torch.cat(chosen), torch.cat(entropy)
@@ -236,12 +237,3 @@ class Reducer:
             [pool(log_p, index, "mean"), -pool(-log_p, index, "max"), pool(spread, index, "mean")],
             dim=1,
         )
-
-
-def logits(
-    head: Unembedding, states: Float[Tensor, "tokens width"]
-) -> Float[Tensor, "tokens vocab"]:
-    """The model's own logits of post_norm `states`, float32."""
-    out = torch.nn.functional.linear(states.to(head.weight.dtype), head.weight, head.bias).float()
-    out = out * head.logit_scale
-    return head.softcap * torch.tanh(out / head.softcap) if head.softcap else out

@@ -856,7 +856,7 @@ def _folds(
 ) -> tuple[np.ndarray, int]:
     """Fold of every row, and how many prompts with targets were dealt.
 
-    Prompts with targets are dealt apart from those without, so that every fold has its share.
+    Prompts without targets get fold -1: never judged, always there to standardise by.
     """
     has_target = np.ones(len(prompts), dtype=bool)
     if isinstance(objective, _PairObjective):
@@ -874,11 +874,8 @@ def _folds(
             "prompt expected at least 2 folds and a prompt for each. Bring more prompts, or choose "
             "lam yourself."
         )
-    fold = np.zeros(len(prompts), dtype=np.int64)
+    fold = np.full(len(prompts), -1, dtype=np.int64)
     fold[has_target] = prompt_folds(prompts[has_target], n_folds, seed)
-    without = np.flatnonzero(~has_target)
-    if len(without) >= n_folds:
-        fold[without] = prompt_folds(prompts[without], n_folds, seed)
     return fold[codes], int(has_target.sum())
 
 

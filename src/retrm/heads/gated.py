@@ -67,7 +67,7 @@ class GatedHead(Head):
         gates, rewards = self._gates_and_rewards(values)
         running = (gates * rewards).cumsum(0) / gates.cumsum(0).clamp(min=SMALLEST_GATE_SUM)
         contributions = gates * rewards / gates.sum().clamp(min=SMALLEST_GATE_SUM)
-        return TokenView(float(running[-1]), rewards, gates, contributions, running)
+        return TokenView(running[-1].item(), rewards, gates, contributions, running)
 
     def _gates_and_rewards(self, values: Tensor) -> tuple[Tensor, Tensor]:
         out = values @ self.weight.T + self.bias

@@ -61,4 +61,4 @@ class LinearHead(Head):
             contributions[-1] = rewards[-1]
             gates = torch.zeros(n)
             gates[-1] = 1.0
-        return TokenView(float(running[-1]), rewards, gates, contributions, running)
+        return TokenView(running[-1].item(), rewards, gates, contributions, running)

@@ -14,12 +14,10 @@ import numpy as np
 import torch
 
 from retrm.backbone.base import Backbone, Rendered
-from retrm.backbone.batching import build, plan_batches
 from retrm.backbone.load import load_backbone
 from retrm.errors import DataError, FingerprintError, SelfTestError
-from retrm.features.read import Overlong, Progress, read
-from retrm.features.reduce import BatchIndex, Features, Reducer
-from retrm.features.sink import in_row_order
+from retrm.features.read import Overlong, Progress, read, read_rendered
+from retrm.features.reduce import Reducer
 from retrm.heads.artifact import Artifact, SelfTestItem, load_artifact, save_artifact
 from retrm.heads.card import model_card
 from retrm.records import Answer, Prompt
@@ -173,7 +171,7 @@ class RewardModel:
         rendered = self.backbone.renderer.render(answer)
         recipe = replace(self.artifact.recipe, pooling="tokens")
         reducer = Reducer(recipe, self.backbone, bases=self.artifact.bases)
-        values = _read_rendered(self.backbone, [rendered], reducer).values.float()
+        values = read_rendered(self.backbone, [rendered], reducer).values.float()
         with torch.no_grad():
             view = self.artifact.head.token_view(values, self.artifact.recipe.pooling)
         pieces = self.backbone.renderer.pieces(rendered.ids[rendered.start : rendered.stop])
@@ -188,7 +186,7 @@ class RewardModel:
 
     def score_rendered(self, rendered: Sequence[Rendered]) -> np.ndarray:
         """Scores of answers that are already token ids; for the self-test and the service."""
-        features = _read_rendered(self.backbone, rendered, self._reducer)
+        features = read_rendered(self.backbone, rendered, self._reducer)
         return self.artifact.head.score(features).double().numpy()
 
     def with_selftest(self, answers: Sequence[Answer]) -> Self:
@@ -229,25 +227,6 @@ class RewardModel:
                     "backbone computes something else now: run retrm doctor on it, and compare "
                     "library versions with those in reward_model.json"
                 )
-
-
-def _read_rendered(backbone: Backbone, rendered: Sequence[Rendered], reducer: Reducer) -> Features:
-    parts: list[tuple[tuple[int, ...], Features]] = []
-    for plan in plan_batches(
-        rendered, tokens_per_batch=2048, share_prompts=backbone.shares_prompts
-    ):
-        batch = build(plan, rendered, device=backbone.device)
-        index = BatchIndex.of(batch)
-        backbone.forward(
-            batch,
-            set(reducer.wanted),
-            lambda layer, point, states, i=index, b=batch: reducer.visit(
-                layer, point, states, i, b
-            ),
-        )
-        parts.append((batch.answers, reducer.finish(index)))
-    rows = [row for answers, _ in parts for row in answers]
-    return in_row_order(rows, [f for _, f in parts], reducer.n_features, reducer.recipe)
 
 
 def _check_fingerprint(artifact: Artifact, backbone: Backbone) -> None:

@@ -1,0 +1,25 @@
+"""What sampling gives, from a local backbone or from a remote engine alike. No torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One answer that was drawn.
+
+    Attributes:
+        response: the text, special tokens left out.
+        token_ids: what was drawn, with the end token if it was; None = the engine does not tell.
+        finished: whether the model ended the answer itself; None = the engine does not tell.
+        logprob: mean log-probability of `token_ids` under the model at temperature 1, nats; None =
+            the engine does not tell.
+        prompt: index of the prompt.
+        number: index of the answer among those of its prompt.
+    """
+
+    response: str
+    token_ids: tuple[int, ...] | None
+    finished: bool | None
+    logprob: float | None
+    prompt: int
+    number: int

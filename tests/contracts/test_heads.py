@@ -1,0 +1,197 @@
+"""One battery for every head."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retrm.errors import RecipeError, ShapeError
+from retrm.features.reduce import Features
+from retrm.heads.registry import HEADS, make_head
+
+WIDTH = 5
+
+
+def a_head(name, seed=0):
+    head = make_head(name, WIDTH)
+    head.reset(torch.Generator().manual_seed(seed))
+    if name == "linear":  # it starts at zero
+        with torch.no_grad():
+            head.weight.copy_(torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed)))
+    return head.eval()
+
+
+def features_for(head, lengths, seed=0, dtype=torch.float32):
+    lengths = lengths if head.reads_tokens else [1] * len(lengths)
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(sum(lengths), WIDTH, generator=generator).to(dtype)
+    offsets = torch.tensor([0, *torch.tensor(lengths, dtype=torch.int64).cumsum(0).tolist()])
+    return Features(values, offsets, not head.reads_tokens)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_scores_do_not_depend_on_company_or_order(name):
+    head = a_head(name)
+    features = features_for(head, [1, 4, 2, 7])
+    whole = head.score(features)
+    shuffled = head.score(features.take([2, 0, 3, 1]))
+
+    alone = torch.cat([head.score(features.take([i])) for i in range(4)])
+    assert torch.allclose(whole, alone, atol=1e-6)
+    assert torch.allclose(shuffled, whole[[2, 0, 3, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [n for n in HEADS if HEADS[n].reads_tokens])
+def test_permuting_the_tokens_of_an_answer_changes_nothing(name):
+    head = a_head(name)
+    features = features_for(head, [6])
+    moved = Features(features.values.flip(0), features.offsets, False)
+
+    assert torch.allclose(head.score(features), head.score(moved), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_chunked_scoring_of_many_answers_equals_one_forward(name):
+    head = a_head(name)
+    features = features_for(head, [3] * 3000)  # more rows than one chunk holds
+
+    with torch.no_grad():
+        plain = head(features.values, features.offsets)
+    assert torch.allclose(head.score(features), plain, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_no_answers_give_no_scores(name):
+    head = a_head(name)
+
+    assert head.score(features_for(head, [])).shape == (0,)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_low_precision_features_are_scored_in_float32(name):
+    head = a_head(name)
+    rounded = features_for(head, [2, 3], dtype=torch.bfloat16)
+    exact = Features(rounded.values.float(), rounded.offsets, rounded.is_pooled)
+
+    assert head.score(rounded).dtype == torch.float32
+    assert torch.equal(head.score(rounded), head.score(exact))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_another_width_is_refused_with_both(name):
+    head = a_head(name)
+    wrong = Features(torch.zeros(1, WIDTH + 1), torch.tensor([0, 1]), not head.reads_tokens)
+
+    with pytest.raises(ShapeError, match=rf"width {WIDTH + 1}.* reads {WIDTH}"):
+        head.score(wrong)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_pooled_for_token_features_and_the_reverse_are_refused(name):
+    head = a_head(name)
+    wrong = Features(torch.zeros(1, WIDTH), torch.tensor([0, 1]), head.reads_tokens)
+
+    with pytest.raises(ShapeError, match="set pooling to"):
+        head.score(wrong)
+
+
+@pytest.mark.parametrize("name", [n for n in HEADS if HEADS[n].reads_tokens])
+def test_an_answer_without_tokens_is_refused_not_scored(name):
+    head = a_head(name)
+
+    with pytest.raises(ShapeError, match="answer 1 has no response token"):
+        head.score(Features(torch.zeros(2, WIDTH), torch.tensor([0, 2, 2]), False))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_gradient_reaches_every_parameter(name):
+    head = a_head(name).train()
+    features = features_for(head, [4] * 12)
+    head(features.values, features.offsets).square().sum().backward()
+
+    for parameter_name, parameter in head.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_float64_agrees_with_float32(name):
+    head = a_head(name)
+    features = features_for(head, [3, 1])
+    with torch.no_grad():
+        low = head(features.values, features.offsets)
+        high = head.double()(features.values.double(), features.offsets)
+
+    assert torch.allclose(low.double(), high, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_n_params_is_the_number_of_stored_numbers(name):
+    head = a_head(name)
+
+    assert head.n_params == sum(v.numel() for v in head.state_dict().values())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_same_seed_same_weights(name):
+    one, two, other = a_head(name, 3), a_head(name, 3), a_head(name, 4)
+
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_folding_the_input_equals_standardising_it(name):
+    head, folded = a_head(name), a_head(name)
+    shift, scale = torch.linspace(-1, 1, WIDTH), torch.linspace(0.5, 3, WIDTH)
+    folded.fold_input(shift, scale)
+    features = features_for(head, [2, 5, 1])
+    standardised = Features(
+        (features.values - shift) / scale, features.offsets, features.is_pooled
+    )
+
+    assert torch.allclose(folded.score(features), head.score(standardised), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("pooling", ["last", "mean", "max", "tokens"])
+def test_the_token_view_ends_at_the_score(name, pooling):
+    head = a_head(name)
+    if head.reads_tokens != (pooling == "tokens"):
+        pytest.skip("this head does not read this pooling")
+    tokens = features_for(make_head("gated", WIDTH), [6]).values
+    with torch.no_grad():
+        view = head.token_view(tokens, pooling)
+        pooled = {
+            "last": tokens[-1:],
+            "mean": tokens.mean(0, keepdim=True),
+            "max": tokens.max(0, keepdim=True).values,
+            "tokens": tokens,
+        }[pooling]
+        score = head(pooled, torch.tensor([0, len(pooled)])).item()
+
+    assert view.score == pytest.approx(score, abs=1e-5)
+    assert view.running[-1].item() == pytest.approx(score, abs=1e-5)
+    assert view.contributions.sum().item() == pytest.approx(score, abs=1e-5)
+    assert len(view.rewards) == len(view.gates) == len(view.contributions) == 6
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_an_unknown_option_is_refused(name):
+    with pytest.raises(RecipeError, match=f"the {name} head has no option 'depth'"):
+        make_head(name, WIDTH, {"depth": 3})
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=8), st.integers(0, 100))
+def test_the_gated_score_lies_between_the_lowest_and_the_highest_reward(lengths, seed):
+    head = a_head("gated", seed)
+    features = features_for(head, lengths, seed)
+    scores = head.score(features)
+
+    for i, score in enumerate(scores.tolist()):
+        tokens = features.take([i]).values
+        rewards = head.token_view(tokens, "tokens").rewards
+        assert rewards.min().item() - 1e-5 <= score <= rewards.max().item() + 1e-5

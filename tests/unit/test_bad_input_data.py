@@ -1,0 +1,170 @@
+"""One table of bad inputs: what was got, what was expected and what to do is in every message."""
+
+import gzip
+import json
+from dataclasses import dataclass, field
+
+import pytest
+
+from retrm.data.grade import extract_key, grade_records, is_correct
+from retrm.data.load import build_table, load_table
+from retrm.data.read import read_records, records_of
+from retrm.errors import DataError, FormatError, LabelError
+
+
+def raw(content, name="f.jsonl"):
+    """Load a file that holds these bytes."""
+
+    def call(folder):
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return load_table(folder / name)
+
+    return call
+
+
+def rows(*records, **options):
+    """Load a file of these records."""
+
+    def call(folder):
+        path = folder / "f.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return load_table(path, **options)
+
+    return call
+
+
+def grade(record, **options):
+    return lambda folder: grade_records(records_of([record]), **options)
+
+
+@dataclass(frozen=True)
+class Bad:
+    id: str
+    call: object
+    error: type
+    fragments: tuple = field(default=())
+
+
+PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
+ONE = {"prompt": "p", "response": "r"}
+MANY = {"prompt": "p", "responses": ["a", "b"]}
+TURN = {"role": "user", "content": "hi"}
+STRENGTH = {"prompt": "p", "response1": "a", "response2": "b", "overall_preference": 1}
+GZ = gzip.compress(b'{"prompt": "p", "response": "r"}\n' * 500)
+
+BAD = [
+    # files
+    Bad("missing file", lambda d: (d / "train.jsonl").write_text("") or load_table(d / "trian.jsonl"), DataError, ("trian.jsonl does not exist", "expected a data file", "Did you mean 'train.jsonl'?")),
+    Bad("missing folder", lambda d: load_table(d / "no" / "f.jsonl"), DataError, ("does not exist", "The folder", "either")),
+    Bad("a folder", lambda d: (d / "data.jsonl").write_text("") or load_table(d), DataError, ("is a folder", "expected one file", "Did you mean 'data.jsonl'?")),
+    Bad("unread suffix", raw("a,b", "f.csv"), DataError, ("ends in '.csv'", "expected .jsonl", "Convert the file")),
+    Bad("unread packed suffix", raw("a,b", "f.csv.gz"), DataError, ("ends in '.csv.gz'", "Convert the file")),
+    Bad("no records", raw(""), DataError, ("f.jsonl has no records", "expected at least one", "Check how it was written")),
+    Bad("empty array", raw("[]", "f.json"), DataError, ("f.json has no records", "expected at least one")),
+    Bad("cut gzip", raw(GZ[: len(GZ) // 2], "f.jsonl.gz"), DataError, ("f.jsonl.gz", "damaged or cut off", "expected a whole gzip", "again")),
+    Bad("no parquet", raw(b"PAR1 but not really", "f.parquet"), DataError, ("f.parquet", "not a readable Parquet file", "again")),
+    Bad("bad limit", lambda d: read_records("f.jsonl", limit=-1), DataError, ("got limit=-1", "from 0 up")),
+    Bad("bad hub name", lambda d: read_records("hub:"), DataError, ("got 'hub:'", "expected hub:owner/name")),
+    # lines
+    Bad("malformed line", raw('{"prompt": "p", "response": "r"}\n{"prompt": "p" "response": "r"}\n{}\n'), DataError, ("f.jsonl:2: malformed JSON at character 16", "expected one JSON object a line", "Mend that line")),
+    Bad("truncated last line", raw('{"prompt": "p", "response": "r"}\n{"prompt": "p",'), DataError, ("f.jsonl:2: the file ends in the middle", "interrupted?", "Delete the last line")),
+    Bad("pretty-printed object", raw('{\n "prompt": "p"\n}\n'), DataError, ("f.jsonl:1: the object goes on over several lines", "or one array of objects")),
+    Bad("NaN literal", raw('{"prompt": "p", "response": "r", "label": NaN}\n'), DataError, ("f.jsonl:1: got the number NaN", "expected finite numbers", "Write null")),
+    Bad("infinite literal", raw('\n[{"margin": -Infinity}]', "f.json"), DataError, ("f.json[0]: got the number -Infinity", "Write null")),
+    Bad("number beyond all floats", raw('{"margin": 1e999}\n'), DataError, ("f.jsonl:1: got the number 1e999", "expected finite")),
+    Bad("no UTF-8", raw(b'{"prompt": "p"}\n{"prompt": "caf\xe9"}\n'), DataError, ("f.jsonl:1",)),
+    Bad("no UTF-8, named line", raw(b'{"prompt": "p", "response": "r"}\n{"prompt": "caf\xe9"}\n'), DataError, ("f.jsonl:2: byte 16 of the line (0xe9) is not UTF-8", "expected UTF-8", "Save the file as UTF-8")),
+    Bad("UTF-16", raw('{"prompt": "p"}'.encode("utf-16")), DataError, ("got UTF-16 text", "expected UTF-8", "Save it as UTF-8")),
+    Bad("list as a record", raw('{"prompt": "p", "response": "r"}\n["p", "r"]\n'), DataError, ("f.jsonl:2: got a list", "expected an object")),
+    Bad("number as a record", raw("[{}, 3]", "f.json"), DataError, ("f.json[0]", "fit no record format")),
+    Bad("too deep", raw('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}\n"), DataError, ("f.jsonl:1: the record is nested too deeply", "expected a flat object")),
+    Bad("array that ends early", raw('[{"prompt": "p", "response": "r"},\n', "f.json"), DataError, ("f.json[1], line 2", "ends inside the array", "interrupted?")),
+    Bad("array without a comma", raw('[{"prompt": "p", "response": "r"} {}]', "f.json"), DataError, ("f.json[1], line 1", "expected a comma")),
+    Bad("array with a tail", raw('[{"prompt": "p", "response": "r"}]\n\n[]', "f.json"), DataError, ("f.json[1], line 3", "text behind the closing bracket")),
+    Bad("array with a broken element", raw('[{"prompt": "p", "response": "r"},\n{"prompt" "p"}]', "f.json"), DataError, ("f.json[1], line 2: malformed JSON", "Mend the file")),
+    # columns
+    Bad("misspelt column", rows({"prompt": "p", "choosen": "a", "rejected": "b"}), FormatError, ("f.jsonl:1: the columns 'prompt', 'choosen', 'rejected' fit no record format", "nearest is 'preference'", "Did you mean 'chosen' where the file says 'choosen'?")),
+    Bad("unknown columns", rows({"foo": 1, "mesages": []}), FormatError, ("fit no record format; expected those of one of", "Did you mean 'messages'?")),
+    Bad("prompt alone", rows({"prompt": "p"}), FormatError, ("fit no record format", "also needs 'response' or 'completion'", "Rename or add")),
+    Bad("empty object", rows({}), FormatError, ("the columns none fit no record format", "preference")),
+    Bad("two formats", rows({**MANY, "correct": [1, 0], "scores": [1, 2]}), FormatError, ("fit 2 formats (rollouts, ranked)", "expected one", "--format rollouts")),
+    Bad("ratings and a label", rows({**ONE, "label": 1, "helpfulness": 3}), FormatError, ("fit 2 formats (pointwise, unpaired)", "--format")),
+    Bad("formats that change", rows({**ONE, "label": 1}, ONE), FormatError, ("f.jsonl:2: the columns are those of 'unlabelled', but f.jsonl:1 is 'unpaired'", "expected one format", "--format unpaired")),
+    Bad("unknown format", rows(PAIR, format="preferences"), FormatError, ("got format 'preferences'", "Did you mean 'preference'?")),
+    Bad("format without its columns", rows(ONE, format="unpaired"), FormatError, ("f.jsonl:1: format 'unpaired' needs 'label'", "got the columns 'prompt', 'response'", "add the column")),
+    Bad("no objective", rows({**ONE, "helpfulness": 3, "honesty": 1}), FormatError, ("got ratings helpfulness, honesty and no objective", "--attribute NAME")),
+    Bad("misspelt objective", rows({**ONE, "helpfulness": 3}, attribute="helpfullness"), FormatError, ("no attribute 'helpfullness'", "Did you mean 'helpfulness'?")),
+    Bad("no sign", rows(STRENGTH), FormatError, ("strength_sign=None", "'negative_first'", "look it up")),
+    Bad("wrong sign", rows(STRENGTH, strength_sign="first"), FormatError, ("strength_sign='first'", "'positive_first'")),
+    Bad("ranks and scores", rows({**MANY, "ranks": [1, 2], "scores": [1, 2]}), FormatError, ("got ranks and scores", "expected one of", "Leave the other out")),
+    Bad("bad empty policy", rows(ONE, empty="skip"), DataError, ("got empty='skip'", "'drop'")),
+    # values
+    Bad("label in words", rows({**ONE, "label": "yes"}), LabelError, ("f.jsonl:1: `label` is the text 'yes'", "expected true or false", "null where it is missing")),
+    Bad("label of two", rows({**ONE, "label": 2}), LabelError, ("`label` is the number 2", "--format pointwise")),
+    Bad("label in a list", rows({**MANY, "correct": [True, "maybe"]}), LabelError, ("`correct[1]` is the text 'maybe'",)),
+    Bad("infinite rating", lambda d: build_table(records_of([{**ONE, "helpfulness": float("inf")}]), attribute="helpfulness"), LabelError, ("rows[0]: `helpfulness` is the number inf", "finite")),
+    Bad("margin in words", rows({**PAIR, "margin": "large"}), LabelError, ("`margin` is the text 'large'", "finite number")),
+    Bad("empty prompt", rows({**ONE, "prompt": " \n"}), DataError, ("f.jsonl:1: `prompt` is empty", "expected what the answer replies to")),
+    Bad("empty message list", rows({**ONE, "prompt": []}), DataError, ("`prompt` is an empty list", "expected a list of messages")),
+    Bad("null prompt", rows({**ONE, "prompt": None}), DataError, ("`prompt` is null", "expected a list of messages")),
+    Bad("empty answer", rows(PAIR, {**PAIR, "rejected": ""}), DataError, ("f.jsonl:2: `rejected` is an empty answer", "cannot be scored", "empty='drop'")),
+    Bad("blank sample", rows({**MANY, "responses": ["a", " "]}), DataError, ("`responses[1]` is an empty answer",)),
+    Bad("null answer", rows({**ONE, "response": None}), DataError, ("`response` is null", "expected text")),
+    Bad("no answers", rows({**MANY, "responses": []}), DataError, ("`responses` is an empty list", "at least one answer")),
+    Bad("half a surrogate", rows({**ONE, "response": "ab\ud800"}), DataError, ("`response` holds half of a surrogate pair at character 3", "Replace the broken escape")),
+    Bad("id of another prompt", rows({**ONE, "prompt_id": "7"}, {**ONE, "prompt": "q", "prompt_id": 7}), DataError, ("f.jsonl:2: prompt_id '7' stands for another prompt than at f.jsonl:1", "ids of their own", "leave `prompt_id` out")),
+    Bad("id that is no name", rows({**ONE, "prompt_id": [1]}), DataError, ("`prompt_id` is a list", "expected a text or a whole number")),
+    Bad("two references", rows({**MANY, "answer": "1"}, {**MANY, "answer": "2"}), DataError, ("f.jsonl:2: the reference answer '2'", "is '1' at f.jsonl:1", "Mend one")),
+    Bad("reference as a list", rows({**MANY, "answer": ["1"]}), DataError, ("`answer` is a list", "expected the reference answer as text")),
+    Bad("column of another length", rows({**MANY, "finished": [True]}), DataError, ("`finished` has 1 values for 2 answers", "one each")),
+    Bad("column that is no list", rows({**MANY, "correct": True}), DataError, ("`correct` is the truth value True", "one value for each of the 2 answers")),
+    Bad("ids that are no numbers", rows({**MANY, "token_ids": [[1], [2, "x"]]}), DataError, ("`token_ids[1]` holds the text 'x'", "whole numbers from 0 up")),
+    Bad("negative token id", rows({**MANY, "token_ids": [[1], [-1]]}), DataError, ("`token_ids[1]` holds the number -1",)),
+    Bad("end that is no flag", rows({**MANY, "finished": [1, True]}), DataError, ("`finished[0]` is the number 1", "expected true, false or null")),
+    Bad("log-probability as text", rows({**MANY, "logprobs": ["-1", -1]}), DataError, ("`logprobs[0]` is the text '-1'", "nats")),
+    Bad("key as a number", rows({**MANY, "keys": [4, None]}), DataError, ("`keys[0]` is the number 4", "expected text")),
+    Bad("missing attribute of one", rows({"prompt": "p", "completions": [{"response": "a", "annotations": {"honesty": {"Rating": "4"}}}]}, attribute="honestly"), FormatError, ("no attribute 'honestly'", "Did you mean 'honesty'?")),
+    Bad("completion without a score", rows({"prompt": "p", "completions": [{"response": "a"}]}), FormatError, ("`completions[0]` has keys response", "`response` and `overall_score`")),
+    # messages
+    Bad("unknown role", rows({"messages": [{"role": "asistant", "content": "a"}]}), DataError, ("`messages[0]` has the unknown role 'asistant'", "Did you mean 'assistant'?")),
+    Bad("unknown speaker", rows({"conversations": [{"from": "alien", "value": "a"}]}), DataError, ("unknown role 'alien'", "Choose from: system, human")),
+    Bad("last turn is the user's", rows({"messages": [TURN]}), DataError, ("last message of `messages` is from 'user'", "expected the assistant", "Cut the conversation")),
+    Bad("answer without a prompt", rows({"messages": [{"role": "assistant", "content": "a"}]}), DataError, ("`messages` is empty", "replies to")),
+    Bad("image part", rows({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}), DataError, ("`messages[0].content` has a content part of type 'image_url'", "only parts of type 'text'", "leave such records out")),
+    Bad("part that is a text", rows({"messages": [{"role": "user", "content": ["hi"]}]}), DataError, ("content part that is the text 'hi'", "type 'text'")),
+    Bad("message that is a text", rows({"messages": ["hi"]}), DataError, ("`messages[0]` has the text 'hi'", "`role` and `content`")),
+    Bad("message without content", rows({"messages": [{"role": "user"}]}), DataError, ("`messages[0]` has no `content`",)),
+    Bad("answer that calls a tool", rows({"messages": [TURN, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}), DataError, ("calls a tool", "expected an answer in text")),
+    Bad("plain texts without a prompt", rows({"chosen": "Q: 2+2? A: It is 4", "rejected": "Q: 2+2? A: It is 5"}), DataError, ("`chosen` is a plain text without a prompt", "expected a `prompt` column", "may belong to the answers")),
+    Bad("tools that are no JSON", rows({**PAIR, "tools": "search"}), DataError, ("`tools` is a text that is no JSON", "JSON list")),
+    Bad("tools that are no list", rows({**PAIR, "tools": {"name": "search"}}), DataError, ("`tools` is an object", "expected a list of objects")),
+    Bad("template options", rows({**PAIR, "chat_template_kwargs": {"thinking": True}}), DataError, ("`chat_template_kwargs`", "expected none", "leave the column out")),
+    # grading
+    Bad("unknown grader", lambda d: extract_key("numerical", "3"), DataError, ("got grader 'numerical'", "Did you mean 'numeric'?")),
+    Bad("choice without options", lambda d: extract_key("choice", "B"), DataError, ("choices=None", "expected the list of options", "column `choices`")),
+    Bad("options as one text", lambda d: extract_key("choice", "B", "AB"), DataError, ("choices='AB'", "list of options")),
+    Bad("equal options", lambda d: extract_key("choice", "B", ["yes", "Yes"]), DataError, ("'yes', 'Yes'", "options that differ")),
+    Bad("reference that is no number", lambda d: is_correct("numeric", "3", "unknown"), DataError, ("reference answer 'unknown'", "finds no answer", "another grader")),
+    Bad("reference that is no option", lambda d: is_correct("choice", None, "E", ["A", "B"]), DataError, ("reference answer 'E'", "expected one of 'A', 'B'")),
+    Bad("nothing to grade by", grade(MANY, grader="exact"), DataError, ("rows[0]: there is no reference answer", "`answer`", "leave the record out")),
+    Bad("no grader", grade({**MANY, "answer": "1"}), DataError, ("rows[0]: which grader", "--grader")),
+    Bad("reference of a record", grade({**MANY, "answer": "?"}, grader="numeric"), DataError, ("rows[0]: got the reference answer '?'",)),
+    Bad("options of a record", grade({**MANY, "answer": "A", "choices": "AB"}, grader="choice"), DataError, ("rows[0]: `choices` is the text 'AB'", "list of options")),
+    Bad("nothing sampled", grade({"prompt": "p", "reponses": ["a"]}, grader="exact"), FormatError, ("expected `responses`", "Did you mean 'reponses'?")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", BAD, ids=[bad.id for bad in BAD])
+def test_bad_input_is_refused_with_its_place_and_a_remedy(tmp_path, bad):
+    with pytest.raises(bad.error) as caught:
+        result = bad.call(tmp_path)
+        list(result)
+    message = str(caught.value)
+    assert [part for part in bad.fragments if part not in message] == [], message
+    # EmptyAnswerError is the one subclass that callers need not know.
+    assert bad.error in (type(caught.value), type(caught.value).__bases__[0])
+
+
+def test_the_table_is_long_and_says_something_of_each():
+    assert len({bad.id for bad in BAD}) == len(BAD) >= 40
+    assert all(bad.fragments for bad in BAD)

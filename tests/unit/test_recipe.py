@@ -1,0 +1,114 @@
+"""Recipes: what they mean on a backbone, and what they refuse before anything is read."""
+
+import pytest
+
+from retrm.errors import RecipeError
+from retrm.features.recipe import Recipe
+from retrm.methods import METHODS, method
+
+
+def test_layers_all_counts_the_embedding_output():
+    assert Recipe(layers="all").layer_numbers(3) == (0, 1, 2, 3)
+
+
+def test_last4_are_the_four_highest_layers_and_end_at_the_true_last():
+    # The official ELHSR flag "last 4" is off by one: on 32 blocks it reads 28..31.
+    assert Recipe(layers="last4").layer_numbers(32) == (29, 30, 31, 32)
+
+
+def test_named_layers_are_sorted():
+    assert Recipe(layers="24, 8,16").layer_numbers(30) == (8, 16, 24)
+
+
+def test_hidden_states_is_the_transformers_tuple_residual_below_and_post_norm_at_the_last_layer():
+    wanted = Recipe(layers="all", point="hidden_states").wanted(2)
+
+    assert wanted == ((0, "residual"), (1, "residual"), (2, "post_norm"))
+
+
+@pytest.mark.parametrize(
+    ("values", "fragment"),
+    [
+        ({"pooling": "avg"}, "unknown pooling 'avg'"),
+        ({"point": "postnorm"}, "Did you mean 'post_norm'?"),
+        ({"dtype": "fp16"}, "unknown dtype 'fp16'"),
+        ({"subspace": "reasoning:5%", "matrix": "folded"}, "cannot read post_norm states"),
+        (
+            {"subspace": "reasoning:5%", "matrix": "raw", "point": "residual"},
+            "cannot read residual states",
+        ),
+        ({"subspace": "semantic:4", "source": "logits"}, "has no subspace"),
+        ({"subspase": "full"}, "Did you mean 'subspace'?"),
+    ],
+)
+def test_impossible_recipes_are_refused(values, fragment):
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_dict(values)
+
+    assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "fragment"),
+    [
+        ("31", "layer 31 does not exist: this model has layers 0..30"),
+        ("-1", "layer -1 does not exist"),
+        ("8,8", "name a layer twice"),
+        ("last40", "asks for 40 layers"),
+        ("first", "cannot read layers 'first'"),
+    ],
+)
+def test_impossible_layers_are_refused(layers, fragment):
+    with pytest.raises(RecipeError) as caught:
+        Recipe(layers=layers).layer_numbers(30)
+
+    assert fragment in str(caught.value)
+
+
+def test_presets_are_the_specs():
+    last, retrm, harp = METHODS["last_token"], METHODS["retrm"], METHODS["harp"]
+    elhsr, combined = METHODS["elhsr"], METHODS["retrm_elhsr"]
+
+    assert (last.recipe.pooling, last.recipe.point, last.recipe.subspace) == (
+        "last",
+        "post_norm",
+        "full",
+    )
+    assert retrm.recipe.subspace == "reasoning:5%"
+    assert (retrm.head, retrm.solver, retrm.standardise) == ("linear", "convex", True)
+    # HARP, section 4: Adam, 1e-4, cosine, decay 3e-4, 50 epochs, batch 128, no early stopping.
+    loop = harp.gradient
+    assert (loop.optimizer, loop.lr, loop.schedule, loop.weight_decay) == (
+        "adam",
+        1e-4,
+        "cosine",
+        3e-4,
+    )
+    assert (loop.epochs, loop.batch_answers, loop.patience, loop.keep) == (50, 128, None, "last")
+    assert (harp.head, harp.recipe.pooling, harp.loss) == ("worst_token", "tokens", "bce")
+    # ELHSR code: AdamW, 1e-4, 1e-5, at most 40 epochs, patience 3, 16 answers a step, 80/20.
+    loop = elhsr.gradient
+    assert (loop.optimizer, loop.lr, loop.weight_decay, loop.epochs) == ("adamw", 1e-4, 1e-5, 40)
+    assert (loop.patience, loop.batch_answers, loop.validation_fraction) == (3, 16, 0.2)
+    assert (elhsr.recipe.layers, elhsr.recipe.point, elhsr.head) == (
+        "all",
+        "hidden_states",
+        "gated",
+    )
+    assert combined.recipe.subspace == "reasoning:5%"
+
+
+def test_swift_is_elhsr_and_a_misspelt_method_is_offered_the_nearest():
+    assert method("swift") is METHODS["elhsr"]
+    with pytest.raises(RecipeError, match="Did you mean 'elhsr'"):
+        method("elsr")
+
+
+def test_overrides_change_one_part_and_the_solver_follows():
+    changed = method("last_token").with_changes(loss="hinge")
+    tokens = method("last_token").with_changes(recipe={"pooling": "mean"})
+
+    assert changed.solver == "gradient"
+    assert (tokens.solver, tokens.recipe.pooling) == ("convex", "mean")
+    with pytest.raises(RecipeError, match="unknown gradient option 'learning_rate'"):
+        method("elhsr").with_changes(gradient={"learning_rate": 1})
