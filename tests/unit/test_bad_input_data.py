@@ -72,8 +72,7 @@ BAD = [
     Bad("NaN literal", raw('{"prompt": "p", "response": "r", "label": NaN}\n'), DataError, ("f.jsonl:1: got the number NaN", "expected finite numbers", "Write null")),
     Bad("infinite literal", raw('\n[{"margin": -Infinity}]', "f.json"), DataError, ("f.json[0]: got the number -Infinity", "Write null")),
     Bad("number beyond all floats", raw('{"margin": 1e999}\n'), DataError, ("f.jsonl:1: got the number 1e999", "expected finite")),
-    Bad("no UTF-8", raw(b'{"prompt": "p"}\n{"prompt": "caf\xe9"}\n'), DataError, ("f.jsonl:1",)),
-    Bad("no UTF-8, named line", raw(b'{"prompt": "p", "response": "r"}\n{"prompt": "caf\xe9"}\n'), DataError, ("f.jsonl:2: byte 16 of the line (0xe9) is not UTF-8", "expected UTF-8", "Save the file as UTF-8")),
+    Bad("no UTF-8", raw(b'{"prompt": "p", "response": "r"}\n{"prompt": "caf\xe9"}\n'), DataError, ("f.jsonl:2: byte 16 of the line (0xe9) is not UTF-8", "expected UTF-8", "Save the file as UTF-8")),
     Bad("UTF-16", raw('{"prompt": "p"}'.encode("utf-16")), DataError, ("got UTF-16 text", "expected UTF-8", "Save it as UTF-8")),
     Bad("list as a record", raw('{"prompt": "p", "response": "r"}\n["p", "r"]\n'), DataError, ("f.jsonl:2: got a list", "expected an object")),
     Bad("number as a record", raw("[{}, 3]", "f.json"), DataError, ("f.json[0]", "fit no record format")),
@@ -157,8 +156,7 @@ BAD = [
 @pytest.mark.parametrize("bad", BAD, ids=[bad.id for bad in BAD])
 def test_bad_input_is_refused_with_its_place_and_a_remedy(tmp_path, bad):
     with pytest.raises(bad.error) as caught:
-        result = bad.call(tmp_path)
-        list(result)
+        bad.call(tmp_path)
     message = str(caught.value)
     assert [part for part in bad.fragments if part not in message] == [], message
     # EmptyAnswerError is the one subclass that callers need not know.

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from retrm.cli.console import err, out, print_json, reading_progress
+from retrm.cli.options import Output
 from retrm.errors import OutputError, RecipeError, did_you_mean
 
 
@@ -13,7 +14,7 @@ def fit(
     /,
     *,
     model: str,
-    output: Path,
+    output: Output,
     method: list[str] | None = None,
     layers: str | None = None,
     point: str | None = None,

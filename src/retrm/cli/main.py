@@ -3,10 +3,19 @@
 import os
 import sys
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from retrm import __version__
 from retrm.cli.console import err
+from retrm.cli.data import app as data_app
+from retrm.cli.doctor import doctor
+from retrm.cli.export import export
+from retrm.cli.fit import fit
+from retrm.cli.grade import grade
+from retrm.cli.inspect import inspect
+from retrm.cli.sample import sample
+from retrm.cli.score import score
+from retrm.cli.select import select
 from retrm.errors import RetrmError
 
 app = App(
@@ -14,28 +23,22 @@ app = App(
     version=__version__,
     help=(
         "Reward models from the hidden states of a frozen LLM.\n\n"
-        "A first run:  retrm sample smollm2-135m problems.jsonl -n 8 -o rollouts.jsonl;  "
-        "retrm grade rollouts.jsonl;  retrm fit rollouts.jsonl --model smollm2-135m -o runs/rm;  "
-        "retrm select runs/rm rollouts.jsonl\n\n"
+        "A first run:\n\n"
+        "    retrm sample smollm2-135m problems.jsonl -n 8 -o rollouts.jsonl\n"
+        "    retrm grade  rollouts.jsonl\n"
+        "    retrm fit    rollouts.jsonl --model smollm2-135m --method elhsr -o runs/elhsr\n"
+        "    retrm select runs/elhsr rollouts.jsonl\n\n"
         "Every verb: --json prints one machine-readable object on stdout; progress and warnings go "
         "to stderr; a mistake exits with 2 and says what to do."
     ),
-    help_format="plaintext",
+    help_format="markdown",
+    default_parameter=Parameter(negative=()),
 )
 
-VERBS = {
-    "sample": "retrm.cli.sample:sample",
-    "grade": "retrm.cli.grade:grade",
-    "fit": "retrm.cli.fit:fit",
-    "score": "retrm.cli.score:score",
-    "select": "retrm.cli.select:select",
-    "inspect": "retrm.cli.inspect:inspect",
-    "doctor": "retrm.cli.doctor:doctor",
-    "export": "retrm.cli.export:export",
-    "data": "retrm.cli.data:app",
-}
-for name, target in VERBS.items():
-    app.command(target, name=name)
+# In the order in which a newcomer meets them; modules of verbs import nothing heavy.
+for verb in (sample, grade, fit, score, select, inspect, doctor, export):
+    app.command(verb)
+app.command(data_app)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,3 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader of our stdout went away (retrm score ... | head); nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

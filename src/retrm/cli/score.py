@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from retrm.cli.console import err, print_json, progress
+from retrm.cli.options import OptionalOutput
 
 ROWS_PER_CHUNK = 256
 
@@ -19,7 +20,7 @@ def score(
     data: str,
     /,
     *,
-    output: Path | None = None,
+    output: OptionalOutput = None,
     model: str | None = None,
     format: str = "auto",
     overlong: str = "error",

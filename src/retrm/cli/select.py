@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from retrm.cli.console import err, out, print_json, table
+from retrm.cli.options import OptionalOutput
 
 
 def select(
@@ -13,7 +14,7 @@ def select(
     /,
     *,
     rule: str = "best_of_n",
-    output: Path | None = None,
+    output: OptionalOutput = None,
     model: str | None = None,
     other: str | None = None,
     weights: str = "sigmoid",

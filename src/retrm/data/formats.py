@@ -595,13 +595,7 @@ def _listed(columns: Mapping[str, Any]) -> str:
 def _no_format(record: Record) -> str:
     """The message for columns that fit nothing: the format that needs the fewest more columns."""
     readable = {name: f for name, f in FORMATS.items() if f.is_readable}
-    name = min(
-        readable,
-        key=lambda n: (
-            len(readable[n].lacks(record.fields)) / len(readable[n].needs),
-            -len(readable[n].needs),
-        ),
-    )
+    name = min(readable, key=lambda name: _distance(name, record.fields))
     lacking = readable[name].lacks(record.fields)
     got = _listed(record.fields) or "none"
     if len(lacking) == len(readable[name].needs):
@@ -616,6 +610,16 @@ def _no_format(record: Record) -> str:
         f"{record.where}: the columns {got} fit no record format; the nearest is {name!r}, which "
         f"also needs {_needed(lacking)}. {_rename(lacking, record.fields)}"
     )
+
+
+def _distance(name: str, columns: Mapping[str, Any]) -> tuple[float, bool, int, int]:
+    """How far columns are from a format: by what is lacking, then by whether a misspelling mends it.
+
+    Of equals the one that asks for more, then the least specific.
+    """
+    needs, lacking = FORMATS[name].needs, FORMATS[name].lacks(columns)
+    is_misspelt = _rename(lacking, columns).startswith("Did")
+    return len(lacking) / len(needs), not is_misspelt, -len(needs), -list(FORMATS).index(name)
 
 
 def _needed(lacking: Sequence[tuple[str, ...]]) -> str:

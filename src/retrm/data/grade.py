@@ -22,6 +22,7 @@ wrong and votes for nothing.
     ('1200', 'B')
 """
 
+import functools
 import re
 import threading
 import unicodedata
@@ -281,6 +282,7 @@ def _in_dollars(gold: str) -> str:
     return gold if "$" in gold or "\\boxed" in gold else f"${gold}$"
 
 
+@functools.lru_cache(maxsize=256)
 def _parse_math(text: str, limit: int | None) -> list[Any]:
     return _math_verify().parse(text, parsing_timeout=limit)
 
@@ -316,12 +318,12 @@ def _timed(work: Callable[[int | None], T]) -> T | None:
     if threading.current_thread() is threading.main_thread():
         return work(_TIME_S)
     done: list[T] = []
-    failed: list[BaseException] = []
+    failed: list[Exception] = []
 
     def run() -> None:
         try:
             done.append(work(None))
-        except (ArithmeticError, ValueError, TypeError, RecursionError, MissingExtraError) as error:
+        except Exception as error:  # raised again in the caller's thread
             failed.append(error)
 
     worker = threading.Thread(target=run, daemon=True)

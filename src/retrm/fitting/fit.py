@@ -251,6 +251,31 @@ def fit(
     return Fits(tuple(models), train, test, scores, log_probability, reading)
 
 
+def fit_on_reading(
+    method: Method,
+    reading: Reading,
+    table: AnswerTable,
+    backbone: Backbone,
+    *,
+    seed: int = 0,
+    label_threshold: float | None = None,
+    source: str = "",
+) -> RewardModel:
+    """A reward model from everything that was read, without a held-out part."""
+    rows = reading.rows
+    targets = Targets.of(table, label_threshold=label_threshold).take(rows)
+    fitted = fit_head(method, reading.features[method.name], targets, seed=seed)
+    provenance = {
+        "source": source,
+        "seed": seed,
+        "test_fraction": 0.0,
+        "n_answers": len(table),
+        "n_train_answers": len(rows),
+        "counts": dict(table.counts),
+    }
+    return _reward_model(method, fitted, backbone, table, rows, provenance)
+
+
 def _train_and_test(
     table: AnswerTable, test_fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -163,14 +163,15 @@ def _run_epoch(
     for batch in _batches(targets, rows, options.batch_answers, generator):
         part = features.take(batch)
         scores = head(_standardised(part.values.float(), standardiser), part.offsets)
+        if not torch.isfinite(scores).all():
+            raise FitError(
+                f"a score became {scores[~torch.isfinite(scores)][0].item()} while fitting; expected "
+                f"finite numbers. Lower lr (now {options.lr:g}), set standardise=true, or run retrm "
+                "doctor on the model"
+            )
         value = loss_value(loss, scores, targets.take(batch))
         if value is None:
             continue
-        if not torch.isfinite(value):
-            raise FitError(
-                f"the {loss} loss became {value.item()}; expected a finite number. Lower lr "
-                f"(now {options.lr:g}) or set standardise=true"
-            )
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
