@@ -15,6 +15,7 @@ from retrm.backbone.locate import apply_norm
 from retrm.doctor import Check, Report, check_backbone
 from retrm.errors import DataError, RenderError
 from retrm.records import Answer
+from retrm.store.shards import ShardSink
 
 NAMES = (
     *("layers", "embedding", "final norm", "logits", "layer numbers", "finite", "magnitude"),
@@ -269,9 +270,7 @@ def test_states_that_change_from_reading_to_reading_are_found(llama) -> None:
 
 
 def test_a_doubled_beginning_token_is_found(llama) -> None:
-    doubled = WrongRenderer(
-        llama, lambda r: Rendered((r.ids[0], *r.ids), r.start + 1, r.stop + 1)
-    )
+    doubled = WrongRenderer(llama, lambda r: Rendered((r.ids[0], *r.ids), r.start + 1, r.stop + 1))
 
     assert failures(doubled) == {"BOS"}
 
@@ -340,3 +339,16 @@ def test_a_report_with_a_failed_check_has_not_passed() -> None:
     report = Report("m", "float32", "cpu", 2, 9, (fine, wrong))
     assert not report.passed
     assert report.as_dict()["checks"][1]["figure"] == "inf"
+
+
+def test_a_store_that_forgets_what_it_holds_is_found(llama, monkeypatch) -> None:
+    class Forgetful(ShardSink):
+        def open(self, keys):
+            super().open(keys)
+            return set()
+
+    monkeypatch.setattr("retrm.doctor.ShardSink", Forgetful)
+    report = check_backbone(llama, n_prompts=4)
+
+    assert {check.name for check in report.failed} == {"resume"}
+    assert "something was read twice" in report.check("resume").detail

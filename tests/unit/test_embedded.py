@@ -47,7 +47,9 @@ def publish(index: Path, *members: tuple[str, bytes]) -> None:
     with zipfile.ZipFile(index / WHEEL, "w") as wheel:
         for name, content in members:
             wheel.writestr(name, content)
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: 0.1\n")
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: 0.1\n"
+        )
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")
 

@@ -88,10 +88,11 @@ def ask(running: Engine, asked: list[Prompt], **options: object) -> list:
 
 
 def ask_until_error(running: Engine, asked: list[Prompt], **options: object) -> tuple[list, str]:
+    """What came before the error, and its words."""
     received = []
+    stream = sample_endpoint(running.url, "m", asked, **{"pause_s": 0.01, **options})
     with pytest.raises(EndpointError) as caught:
-        for drawn in sample_endpoint(running.url, "m", asked, **{"pause_s": 0.01, **options}):
-            received.append(drawn)
+        received.extend(stream)  # keeps what came before the error
     return received, str(caught.value)
 
 

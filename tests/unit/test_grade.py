@@ -29,6 +29,7 @@ LETTERS = ["A", "B", "C"]
         ("1/3 of it", "1/3"),
         ("2 / 6", "1/3"),
         ("3 1/2 cups", "3.5"),
+        ("of 10 3/2", "1.5"),
         ("\\frac{1}{2}", "0.5"),
         ("-\\dfrac{3}{4}", "-0.75"),
         ("1\\frac12", "1.5"),
@@ -108,6 +109,8 @@ def test_choice_takes_the_last_option_that_is_named_as_a_whole_word(text, option
         ("3.5", "3.5"),
         ("Answer: -5.", "-5"),
         ("the", "the"),
+        # without its point the minus joins two words and goes as well
+        ("x.-5", "x5"),
         ("Answer:  ?!", None),
     ],
 )

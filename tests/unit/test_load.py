@@ -52,6 +52,13 @@ def test_equal_samples_keep_a_row_each():
     assert describe(table).n_repeated == 2
 
 
+def test_equal_answers_with_labels_of_their_own_keep_a_row_each():
+    done = [{"response": "a", "annotations": {"honesty": rating}} for rating in (4, 2)]
+    table = table_of({"prompt": "p", "completions": done}, attribute="honesty")
+    assert table.labels.tolist() == [4, 2]
+    assert table.counts["answers_repeated"] == 1
+
+
 def test_rows_of_one_prompt_on_many_lines_meet_again_and_share_the_prompt():
     rows = [
         {"prompt": p, "response": r, "label": True} for p, r in (("p", "a"), ("q", "b"), ("p", "c"))

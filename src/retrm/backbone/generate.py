@@ -17,6 +17,7 @@ log-probability is that of the model itself, temperature 1 and no restriction.
 """
 
 import functools
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -226,7 +227,11 @@ class _Run:
         return groups
 
     def _uniforms(self, prompt: int, number: int) -> np.ndarray:
-        sequence = np.random.SeedSequence([self.seed, prompt, number])
+        # Keyed by what is asked, not by its place: a run that goes on after a kill, or asks for a
+        # part of the questions, draws the same answers.
+        asked = np.array(self.prompts[prompt], dtype=np.int64).tobytes()
+        stream = int.from_bytes(hashlib.sha256(asked).digest()[:8], "big")
+        sequence = np.random.SeedSequence([self.seed, stream, number])
         return np.random.Generator(np.random.PCG64(sequence)).random(
             self.max_new_tokens, dtype=np.float32
         )

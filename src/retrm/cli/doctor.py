@@ -1,0 +1,101 @@
+"""`retrm doctor`: proof that the right states of a model are read."""
+
+import sys
+from typing import Any
+
+from retrm.cli.console import err, out, print_json
+
+
+def doctor(
+    model: str, /, *, dtype: str = "float32", device: str = "cpu", json: bool = False
+) -> None:
+    """Check that layers, norms, spans and batching are right for this model.
+
+    Reads eight short texts in several ways and compares what is read with transformers' own numbers.
+    Exits with 1 if a check fails. Run it on a new model before fitting on it, and after an upgrade.
+
+    Parameters
+    ----------
+    model
+        smollm2-135m, fake, a folder, a GGUF file or a hub name.
+    dtype
+        float32, bfloat16, float64 or auto. Limits are looser in bfloat16.
+    device
+        cpu, cuda, cuda:1, ...
+    json
+        Print the report as one JSON object on stdout.
+    """
+    from retrm.backbone.load import load_backbone
+    from retrm.doctor import check_backbone
+
+    backbone = load_backbone(model, dtype=dtype, device=device, on_progress=_say)
+    _say(f"reading texts with {backbone.name}")
+    report = check_backbone(backbone)
+    if json:
+        print_json(report.as_dict())
+    else:
+        _show(report)
+    if not report.passed:
+        sys.exit(1)
+
+
+def _say(words: str) -> None:
+    err.print(words, markup=False)
+
+
+def _show(report: Any) -> None:
+    from rich.table import Table
+
+    shown = Table(
+        title=f"{report.backbone}, {report.dtype} on {report.device}: {report.n_prompts} texts, "
+        f"{report.n_tokens:,} tokens",
+        title_justify="left",
+        header_style="bold",
+    )
+    shown.add_column("check", no_wrap=True)
+    shown.add_column("", no_wrap=True)
+    shown.add_column("figure", justify="right", no_wrap=True)
+    shown.add_column("limit", justify="right", no_wrap=True)
+    shown.add_column("what was seen", overflow="fold")
+    for check in report.checks:
+        shown.add_row(
+            check.name,
+            _verdict(check.passed),
+            _number(check.figure),
+            _number(check.limit),
+            _plain(check.detail),
+        )
+    out.print(shown, soft_wrap=False)
+    out.print(_summary(report))
+
+
+def _verdict(passed: bool | None) -> str:
+    if passed is None:
+        return "[dim]–[/]"
+    return "[green]ok[/]" if passed else "[bold red]FAILED[/]"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    if abs(value) < 1e6 and value == int(value):
+        return str(int(value))
+    return f"{value:.1e}"
+
+
+def _plain(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _summary(report: Any) -> str:
+    n_passed = sum(check.passed is True for check in report.checks)
+    n_open = sum(check.passed is None for check in report.checks)
+    line = f"{n_passed} of {len(report.checks)} checks passed"
+    if n_open:
+        line += f", {n_open} not applicable"
+    if report.failed:
+        names = ", ".join(check.name for check in report.failed)
+        line += f", {len(report.failed)} FAILED: {names}. Do not fit heads on this model"
+    return line

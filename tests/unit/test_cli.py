@@ -1,0 +1,289 @@
+"""The command line, in process, on the toy backbone: what a person types and what comes out."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from retrm.cli.main import main
+
+
+def run(*arguments):
+    """Exit code of `retrm ARGUMENTS`."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    return caught.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory):
+    """Twelve questions x 4 answers; right ones end in an exclamation mark."""
+    path = tmp_path_factory.mktemp("data") / "rollouts.jsonl"
+    generator = np.random.default_rng(0)
+    with path.open("w") as file:
+        for p in range(12):
+            right = generator.random(4) < 0.5
+            right[:2] = [True, False]
+            row = {
+                "prompt_id": f"q{p}",
+                "prompt": f"question {p}",
+                "responses": [f"it is {k}{'!' if r else '.'}" for k, r in enumerate(right)],
+                "correct": [bool(r) for r in right],
+                "keys": [str(k) for k in range(4)],
+                "note": "kept",
+            }
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(rollouts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rm")
+    assert run("fit", rollouts, "--model", "fake", "-o", folder / "rm") == 0
+    return folder / "rm"
+
+
+def test_fit_prints_the_table_with_baselines_and_a_three_line_example(
+    rollouts, tmp_path, capsys
+):
+    code = run(
+        *("fit", rollouts, "--model", "fake", "-o", tmp_path / "m"),
+        *("--method", "last_token", "--method", "retrm", "--subspace", "reasoning:4"),
+    )
+    printed = capsys.readouterr().out
+
+    assert code == 0
+    for name in ("last_token", "retrm", "log-probability", "shortest", "majority", "oracle"):
+        assert name in printed
+    assert 'rm = RewardModel.load("' in printed
+    assert (tmp_path / "m" / "retrm" / "reward_model.json").exists()
+    assert not (tmp_path / "m" / "features").exists()
+
+
+def test_fit_as_json_is_one_object(rollouts, tmp_path, capsys):
+    run("fit", rollouts, "--model", "fake", "-o", tmp_path / "m", "--json")
+    value = json.loads(capsys.readouterr().out)
+
+    rows = {row["name"]: row for row in value["metrics"]["rows"]}
+    assert rows["last_token"]["kind"] == "head"
+    assert set(rows["pass@1"]["best_of_n"]) >= {"value", "low", "high", "n"}
+
+
+def test_a_killed_fit_goes_on_from_its_features(rollouts, tmp_path, monkeypatch):
+    from retrm.store import shards
+
+    monkeypatch.setattr(shards, "SHARD_BYTES", 1)
+    monkeypatch.setattr(
+        "retrm.fitting.fit.fit_head", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    assert run("fit", rollouts, "--model", "fake", "-o", tmp_path / "m") == 130
+    assert (tmp_path / "m" / "features" / "manifest.json").exists()
+    monkeypatch.undo()
+
+    read = []
+    from retrm.backbone.fake import FakeBackbone
+
+    monkeypatch.setattr(FakeBackbone, "forward", lambda *a, **k: read.append(1) or 1 / 0)
+    # Only the self-test needs the model again: everything else comes from the store.
+    with pytest.raises(ZeroDivisionError):
+        main(["fit", str(rollouts), "--model", "fake", "-o", str(tmp_path / "m")])
+    assert len(read) == 1
+
+
+def test_score_keeps_every_row_in_order_with_a_score_added(model, rollouts, tmp_path):
+    assert run("score", model, rollouts, "-o", tmp_path / "s.jsonl", "--model", "fake") == 0
+    before = [json.loads(line) for line in rollouts.read_text().splitlines()]
+    after = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+
+    assert [{k: v for k, v in row.items() if k != "score"} for row in after] == before
+    assert all(len(row["score"]) == 4 for row in after)
+
+
+def test_score_of_no_rows_and_of_one_row(model, tmp_path, capsys):
+    (tmp_path / "none.jsonl").write_text("")
+    (tmp_path / "one.jsonl").write_text(json.dumps({"prompt": "q", "response": "a!"}) + "\n")
+
+    assert run("score", model, tmp_path / "none.jsonl", "-o", tmp_path / "n.jsonl") == 0
+    assert (tmp_path / "n.jsonl").read_text() == ""
+    capsys.readouterr()
+    assert run("score", model, tmp_path / "one.jsonl") == 0
+    assert isinstance(json.loads(capsys.readouterr().out)["score"], float)
+
+
+def test_score_gives_pairs_named_scores(model, tmp_path, capsys):
+    row = {"prompt": "q", "chosen": "a!", "rejected": "a."}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    run("score", model, tmp_path / "p.jsonl")
+
+    assert set(json.loads(capsys.readouterr().out)["score"]) == {"chosen", "rejected"}
+
+
+def test_score_streams_a_hundred_thousand_rows_in_bounded_memory(tmp_path):
+    # A scorer without a model, so that only our own streaming is measured: in a process of its own,
+    # the peak may grow by far less than the 30 MB file.
+    path = tmp_path / "many.jsonl"
+    with path.open("w") as file:
+        for i in range(100_000):
+            file.write(json.dumps({"prompt": f"q{i}", "response": "x" * 200}) + "\n")
+    script = (
+        "import resource, sys\n"
+        "from retrm.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+
+    def peak_kb(rows):
+        small = tmp_path / f"{rows}.jsonl"
+        small.write_text("".join(path.read_text().splitlines(keepends=True)[:rows]))
+        done = subprocess.run(
+            [sys.executable, "-c", script, "score", "shortest", small, "-o", f"{small}.out"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        n = sum(1 for _ in open(f"{small}.out"))
+        assert n == rows
+        return int(done.stdout.split()[-1])
+
+    assert peak_kb(100_000) - peak_kb(1_000) < 40_000
+
+
+@pytest.mark.parametrize(
+    "rule", ["best_of_n", "majority", "weighted_vote", "shortest_majority", "top_m_majority"]
+)
+def test_select_keeps_one_answer_a_prompt_by_every_rule(rule, model, rollouts, tmp_path, capsys):
+    code = run("select", model, rollouts, "--rule", rule, "-o", tmp_path / "o.jsonl", "--json")
+    summary = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+
+    assert code == 0
+    assert [row["prompt_id"] for row in rows] == [f"q{p}" for p in range(12)]
+    assert summary["pass_at_1"] <= summary["oracle"] == 1.0
+
+
+def test_select_works_with_a_baseline_scorer(rollouts, capsys):
+    run("select", "shortest", rollouts, "--json")
+
+    assert len(json.loads(capsys.readouterr().out)["selected"]) == 12
+
+
+def test_sample_writes_what_grade_reads_and_goes_on_after_a_kill(tmp_path, capsys):
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(
+        "".join(
+            json.dumps({"prompt": f"{i} + 1?", "answer": str(i + 1), "grader": "numeric"}) + "\n"
+            for i in range(4)
+        )
+    )
+    options = ["-n", "2", "--max-new-tokens", "4", "--batch-size", "2"]
+    assert run("sample", "fake", problems, *options, "-o", tmp_path / "whole.jsonl") == 0
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+
+    # A kill after two questions, in the middle of the third line.
+    head = json.dumps(
+        {
+            "settings": {
+                "model": "fake",
+                "n": 2,
+                "temperature": 0.8,
+                "top_p": 1.0,
+                "top_k": 0,
+                "max_new_tokens": 4,
+                "seed": 0,
+            }
+        }
+    )
+    lines = whole.splitlines(keepends=True)
+    part = tmp_path / "again.jsonl.part"
+    part.write_bytes(head.encode() + b"\n" + b"".join(lines[:2]) + lines[2][:20])
+    assert run("sample", "fake", problems, *options, "-o", tmp_path / "again.jsonl") == 0
+    again = (tmp_path / "again.jsonl").read_bytes().splitlines(keepends=True)
+
+    assert again[:2] == lines[:2]
+    assert [json.loads(a)["prompt_id"] for a in again] == [json.loads(a)["prompt_id"] for a in lines]
+    assert not part.exists()
+    assert run("grade", tmp_path / "again.jsonl") == 0
+    graded = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
+    assert all(len(row["correct"]) == 2 for row in graded)
+
+
+def test_grade_keeps_the_old_file_when_a_record_is_bad(tmp_path, capsys):
+    path = tmp_path / "r.jsonl"
+    content = (
+        json.dumps({"prompt": "q", "responses": ["4"], "answer": "4", "grader": "numeric"})
+        + "\n"
+        + json.dumps({"prompt": "q2", "responses": ["4"], "grader": "numeric"})
+        + "\n"
+    )
+    path.write_text(content)
+
+    assert run("grade", path) == 2
+    assert path.read_text() == content
+    assert "r.jsonl:2" in capsys.readouterr().err
+
+
+BAD_COMMANDS = [
+    (["fit", "{rollouts}", "--model", "fake", "--method", "elsr"], "Did you mean 'elhsr'"),
+    (["fit", "{rollouts}", "--model", "fake", "--layers", "9"], "layer 9 does not exist"),
+    (["fit", "{rollouts}", "--model", "fake", "--subspace", "reasoning:99"], "between 1 and 15"),
+    (["fit", "{rollouts}", "--model", "fake", "--subspace", "resoning:5%"], "Did you mean"),
+    (["fit", "{rollouts}", "--model", "fake", "--pooling", "tokens"], "needs pooling="),
+    (["fit", "{rollouts}", "--model", "fake", "--head", "linaer"], "Did you mean 'linear'"),
+    (["fit", "{rollouts}", "--model", "fake", "--loss", "bcee"], "Did you mean 'bce'"),
+    (["fit", "{rollouts}", "--model", "fake", "--loss", "bradley_terry"], "needs preference pairs"),
+    (["fit", "{rollouts}", "--model", "smollm"], "smollm2-135m"),
+    (["fit", "nothing.jsonl", "--model", "fake"], "does not exist"),
+    (["fit", "{rollouts}", "--model", "fake", "--test-fraction", "1.5"], "test_fraction is 1.5"),
+    (["fit", "{rollouts}", "--model", "fake", "--config", "none.toml"], "cannot read none.toml"),
+    (["score", "nowhere", "{rollouts}"], "no scorer 'nowhere'"),
+    (["score", "log_probability", "{rollouts}"], "add --model"),
+    (["score", "shortest", "{rollouts}", "--json"], "add --output"),
+    (["select", "shortest", "{rollouts}", "--rule", "bestofn"], "Did you mean 'best_of_n'"),
+    (["select", "none", "{rollouts}"], "needs a scorer"),
+    (["select", "shortest", "{rollouts}", "--rule", "rank_combination"], "add --other"),
+    (["sample", "fake", "{rollouts}", "-n", "0", "-o", "x.jsonl"], "n="),
+    (["grade", "nothing.jsonl"], "does not exist"),
+]
+
+
+@pytest.mark.parametrize(("command", "fragment"), BAD_COMMANDS, ids=[b[1] for b in BAD_COMMANDS])
+def test_mistakes_exit_with_2_and_say_what_to_do(
+    command, fragment, rollouts, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    if command[0] == "fit":
+        command = [*command, "-o", "out"]
+    code = run(*(part.format(rollouts=rollouts) for part in command))
+    printed = " ".join(capsys.readouterr().err.split())
+
+    assert code == 2
+    assert fragment in printed
+    assert "Traceback" not in printed
+    assert not (tmp_path / "out" / "reward_model.json").exists()
+
+
+def test_help_of_every_verb_teaches_every_option(capsys):
+    for verb in ("sample", "grade", "fit", "score", "select", "inspect", "doctor", "export"):
+        assert run(verb, "--help") == 0
+        printed = capsys.readouterr().out
+        options = [line for line in printed.splitlines() if line.lstrip("│ *").startswith("--")]
+        assert options, verb
+
+
+def test_importing_retrm_and_its_command_line_brings_no_torch():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, retrm, retrm.cli.main, retrm.metrics, retrm.selection, retrm.data.load\n"
+            "print([m for m in ('torch', 'transformers', 'datasets', 'sklearn') if m in sys.modules])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.strip() == "[]"
