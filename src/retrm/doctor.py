@@ -13,7 +13,7 @@ So every convention is checked against something that does not share our code, o
 Differences of states are relative, |a - b| / |a| of each token: the worst token in float32 and
 float64, the mean of all tokens in lower precision, where single tokens differ by rounding alone.
 
-Cost: some 10,000 tokens, padding included; about half a minute for a 135M model on a free CPU.
+Cost: some 10,000 tokens, padding included; about a minute for a 135M model on one core.
 """
 
 import contextlib
@@ -116,20 +116,24 @@ class Report:
 
 @dataclass(frozen=True)
 class _Limits:
-    """Largest relative differences that are rounding: of the norm, the logits, and any state."""
+    """Largest relative differences that are rounding: of the norm, the logits, states and scores.
+
+    In lower precision a single score, a sum over one token, moves far more than the mean state.
+    """
 
     norm: float
     logits: float
     states: float
+    scores: float
     by_worst_token: bool
 
 
-_EXACT = _Limits(1e-5, 1e-4, 1e-4, True)
+_EXACT = _Limits(1e-5, 1e-4, 1e-4, 1e-4, True)
 _LIMITS = {
     torch.float32: _EXACT,
     torch.float64: _EXACT,
-    torch.float16: _Limits(2e-3, 1e-2, 1e-2, False),
-    torch.bfloat16: _Limits(1e-2, 5e-2, 5e-2, False),
+    torch.float16: _Limits(2e-3, 1e-2, 1e-2, 5e-2, False),
+    torch.bfloat16: _Limits(1e-2, 5e-2, 5e-2, 0.25, False),
 }
 
 
@@ -619,7 +623,7 @@ class _Examination:
         figure = float(((one - other).abs() / (1 + one.abs())).max())
         flips = int((one[:, None] > one).ne(other[:, None] > other).triu().sum())
         said = f"scores of a random linear head, alone against batched; {flips} pairs change order"
-        return _within("scores", figure, self.limits.states, said)
+        return _within("scores", figure, self.limits.scores, said)
 
     def _scores(self, states: Sequence[States]) -> Float[Tensor, " answers"]:
         draw = torch.randn(self.backbone.width, generator=torch.Generator().manual_seed(0))

@@ -19,6 +19,7 @@ def fit(
     layers: str | None = None,
     point: str | None = None,
     subspace: str | None = None,
+    source: str | None = None,
     pooling: str | None = None,
     head: str | None = None,
     loss: str | None = None,
@@ -57,6 +58,8 @@ def fit(
         Override: post_norm, residual or hidden_states.
     subspace
         Override: full, reasoning:5%, semantic:256 or random:256@SEED.
+    source
+        Override: states, or logits (reads the full logits of each token instead).
     pooling
         Override: last, mean, max or tokens.
     head
@@ -89,7 +92,7 @@ def fit(
     from retrm.backbone.load import load_backbone
     from retrm.data.load import load_table
     from retrm.evaluation.held_out import measure
-    from retrm.fitting.fit import check_methods, recipes_of
+    from retrm.fitting.fit import check_methods, check_table, check_test_fraction, recipes_of
     from retrm.fitting.fit import fit as fit_methods
     from retrm.heads.artifact import check_target
     from retrm.methods import method as preset
@@ -102,6 +105,7 @@ def fit(
             "layers": layers,
             "point": point,
             "subspace": subspace,
+            "source": source,
             "pooling": pooling,
         }.items()
         if value is not None
@@ -119,10 +123,12 @@ def fit(
         for name in names
     ]
     check_methods(methods)
+    check_test_fraction(test_fraction)
     folders = [output] if len(names) == 1 else [output / name for name in names]
     for folder in folders:
         check_target(folder)
     table = load_table(data, format=format, attribute=attribute)
+    check_table(methods, table, label_threshold=label_threshold)
     backbone = load_backbone(
         model, dtype=dtype, device=device, counts_end=methods[0].recipe.counts_end
     )

@@ -56,7 +56,7 @@ def select(
     import numpy as np
 
     from retrm.data.load import load_table
-    from retrm.errors import RecipeError, did_you_mean
+    from retrm.errors import DataError, RecipeError, did_you_mean
     from retrm.scorers.baseline import LengthScorer
     from retrm.scorers.open import open_scorer
     from retrm.selection import RULES, apply
@@ -69,6 +69,12 @@ def select(
     if "other" in spec.needs and other is None:
         raise RecipeError(f"the rule {rule} combines two scorers; add --other SCORER")
     answers = load_table(rollouts)
+    keys = [answer.key for answer in answers.answers] if "keys" in spec.needs else None
+    if keys is not None and not any(keys):
+        raise DataError(
+            f"{rollouts} has no answer keys (column `keys`) and the rule {rule} counts votes; run "
+            "retrm grade on it first"
+        )
     scores = None
     if scorer != "none":
         scores = open_scorer(scorer, model=model, device=device).score(answers.answers)
@@ -79,7 +85,7 @@ def select(
         rule,
         answers.prompt_ids.tolist(),
         scores=scores,
-        keys=[answer.key for answer in answers.answers] if "keys" in spec.needs else None,
+        keys=keys,
         lengths=LengthScorer(prefers="longest").score(answers.answers)
         if "lengths" in spec.needs
         else None,

@@ -17,6 +17,7 @@ Point = Literal["residual", "post_norm", "hidden_states"]
 Source = Literal["states", "logits", "log_probability"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
+_LAYERS = r"\s*(last|all|last\d+|-?\d+(\s*,\s*-?\d+)*)\s*"
 CHOICES = {
     "pooling": ("last", "mean", "max", "tokens"),
     "point": ("residual", "post_norm", "hidden_states"),
@@ -63,6 +64,11 @@ class Recipe:
                     f"unknown {name} {got!r}; expected one of {', '.join(choices)}. "
                     f"{did_you_mean(str(got), choices)}"
                 )
+        if not re.fullmatch(_LAYERS, self.layers):
+            raise RecipeError(
+                f"cannot read layers {self.layers!r}; expected last, all, last4 or numbers such as "
+                "8,16,24"
+            )
         spec = SubspaceSpec.parse(self.subspace)
         if self.source != "states" and spec.part != "full":
             raise RecipeError(
@@ -116,10 +122,6 @@ class Recipe:
                     f"(0 = embedding output, 1..{n_layers} = blocks)"
                 )
             return tuple(range(n_layers + 1 - count, n_layers + 1))
-        if not re.fullmatch(r"-?\d+(\s*,\s*-?\d+)*", text):
-            raise RecipeError(
-                f"cannot read layers {text!r}; expected last, all, last4 or numbers such as 8,16,24"
-            )
         numbers = tuple(int(part) for part in text.split(","))
         wrong = [i for i in numbers if not 0 <= i <= n_layers]
         if wrong:

@@ -95,6 +95,30 @@ def check_methods(
             SubspaceSpec.parse(method.recipe.subspace).n_dims(width)
 
 
+def check_test_fraction(test_fraction: float) -> None:
+    """Refuse an impossible held-out share.
+
+    Raises:
+        FitError: not in 0..1, 1 excluded.
+    """
+    if not 0 <= test_fraction < 1:
+        raise FitError(f"test_fraction is {test_fraction}; expected 0 (none) up to below 1")
+
+
+def check_table(
+    methods: Sequence[Method], table: AnswerTable, *, label_threshold: float | None = None
+) -> Targets:
+    """The targets of a table that every method can be fitted to.
+
+    Raises:
+        LabelError, FitError: they cannot determine a head.
+    """
+    targets = Targets.of(table, label_threshold=label_threshold)
+    for method in methods:
+        check_targets(targets, default_loss(targets, method.loss))
+    return targets
+
+
 def read_for(
     backbone: Backbone,
     table: AnswerTable,
@@ -214,9 +238,7 @@ def fit(
     if not methods:
         raise RecipeError("no method to fit; expected at least one, such as last_token or elhsr")
     check_methods(methods, backbone.n_layers, backbone.width)
-    targets = Targets.of(table, label_threshold=label_threshold)
-    for method in methods:
-        check_targets(targets, default_loss(targets, method.loss))
+    targets = check_table(methods, table, label_threshold=label_threshold)
     train, test = _train_and_test(table, test_fraction, seed)
     for method in methods:
         check_targets(targets.take(train), default_loss(targets, method.loss))
@@ -279,8 +301,7 @@ def fit_on_reading(
 def _train_and_test(
     table: AnswerTable, test_fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    if not 0 <= test_fraction < 1:
-        raise FitError(f"test_fraction is {test_fraction}; expected 0 (none) up to below 1")
+    check_test_fraction(test_fraction)
     if test_fraction == 0:
         return np.arange(len(table)), np.arange(0)
     parts = split_by_prompt(

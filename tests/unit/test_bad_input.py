@@ -1,15 +1,32 @@
-"""One table of bad inputs: what was got, what was expected and what to do is in every message."""
+"""One table of bad inputs: what was got, what was expected and what to do is in every message.
 
+Rows that set `needs_model=False` also prove that the mistake surfaces before any model is loaded.
+"""
+
+import contextlib
 import gzip
 import json
+import os
 from dataclasses import dataclass, field
 
 import pytest
 
+from retrm.cli.main import app
 from retrm.data.grade import extract_key, grade_records, is_correct
 from retrm.data.load import build_table, load_table
 from retrm.data.read import read_records, records_of
-from retrm.errors import DataError, FormatError, LabelError
+from retrm.errors import (
+    ArtifactError,
+    BackboneError,
+    DataError,
+    FingerprintError,
+    FitError,
+    FormatError,
+    LabelError,
+    OutputError,
+    OverlongError,
+    RecipeError,
+)
 
 
 def raw(content, name="f.jsonl"):
@@ -43,8 +60,122 @@ class Bad:
     call: object
     error: type
     fragments: tuple = field(default=())
+    needs_model: bool = False
 
 
+def command(*arguments, records=(), name="f.jsonl", prepare=None):
+    """Run `retrm ARGUMENTS` in a folder that holds `records`; {d} stands for the folder."""
+
+    def call(folder):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / name).write_text(lines)
+        with prepare(folder) if prepare else contextlib.nullcontext():
+            app([str(a).format(d=folder) for a in arguments], exit_on_error=False, result_action="return_value")
+
+    return call
+
+
+def fit(*options, records=None, prepare=None):
+    """Run `retrm fit` on the toy backbone, twelve mixed prompts unless told otherwise."""
+    return command(
+        *("fit", "{d}/f.jsonl", "--model", "fake", "-o", "{d}/out", *options),
+        records=GRADED if records is None else records,
+        prepare=prepare,
+    )
+
+
+def head(change=lambda folder: None, model="fake"):
+    """Fit a head, damage its folder, and score with it."""
+
+    def call(folder):
+        fit("--method", "retrm", "--subspace", "reasoning:4")(folder)
+        change(folder / "out")
+        app(["score", str(folder / "out"), str(folder / "f.jsonl"), "--model", model], exit_on_error=False, result_action="return_value")
+
+    return call
+
+
+def edit_manifest(**values):
+    def change(folder):
+        path = folder / "reward_model.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return change
+
+
+def flip(name):
+    def change(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[-2] ^= 1
+        (folder / name).write_bytes(bytes(content))
+
+    return change
+
+
+@contextlib.contextmanager
+def full_disk(_folder):
+    with pytest.MonkeyPatch.context() as patch:
+
+        def fsync(_handle):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(os, "fsync", fsync)
+        yield
+
+
+@contextlib.contextmanager
+def file_in_the_way(folder):
+    (folder / "out").write_text("mine")
+    yield
+    assert (folder / "out").read_text() == "mine"
+
+
+@contextlib.contextmanager
+def toml(folder, text):
+    (folder / "c.toml").write_text(text)
+    yield
+
+
+def gguf_cut_short(folder):
+    import numpy as np
+    from gguf import GGUFWriter
+
+    path = folder / "m.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_tensor("w", np.zeros((64, 64), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    path.write_bytes(path.read_bytes()[:-1000])
+    return app(
+        ["fit", str(folder / "f.jsonl"), "--model", str(path), "-o", str(folder / "out")],
+        exit_on_error=False,
+        result_action="return_value",
+    )
+
+
+def with_graded(call):
+    def wrapped(folder):
+        (folder / "f.jsonl").write_text("".join(json.dumps(r) + "\n" for r in GRADED))
+        return call(folder)
+
+    return wrapped
+
+
+def graded(n_prompts=12, labels=(True, False, True, False), text="it is {k}"):
+    return [
+        {
+            "prompt_id": f"q{p}",
+            "prompt": f"question {p}",
+            "responses": [text.format(k=k) for k in range(len(labels))],
+            "correct": list(labels),
+        }
+        for p in range(n_prompts)
+    ]
+
+
+GRADED = graded()
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}
 ONE = {"prompt": "p", "response": "r"}
 MANY = {"prompt": "p", "responses": ["a", "b"]}
@@ -138,6 +269,69 @@ BAD = [
     Bad("tools that are no JSON", rows({**PAIR, "tools": "search"}), DataError, ("`tools` is a text that is no JSON", "JSON list")),
     Bad("tools that are no list", rows({**PAIR, "tools": {"name": "search"}}), DataError, ("`tools` is an object", "expected a list of objects")),
     Bad("template options", rows({**PAIR, "chat_template_kwargs": {"thinking": True}}), DataError, ("`chat_template_kwargs`", "expected none", "leave the column out")),
+    # recipes
+    Bad("unknown method", fit("--method", "elsr"), RecipeError, ("unknown method 'elsr'", "Did you mean 'elhsr'?")),
+    Bad("method twice", fit("--method", "elhsr", "--method", "elhsr"), RecipeError, ("named twice",)),
+    Bad("unknown layer word", fit("--layers", "first"), RecipeError, ("cannot read layers 'first'", "last4")),
+    Bad("layer beyond the model", fit("--layers", "9"), RecipeError, ("layer 9 does not exist", "layers 0..3"), True),
+    Bad("negative layer", fit("--layers=-1"), RecipeError, ("layer -1 does not exist", "0 = embedding output"), True),
+    Bad("unknown point", fit("--point", "prenorm"), RecipeError, ("unknown point 'prenorm'", "expected one of residual, post_norm")),
+    Bad("unknown subspace", fit("--subspace", "resoning:5%"), RecipeError, ("unknown subspace 'resoning:5%'", "Did you mean 'reasoning'?")),
+    Bad("subspace without size", fit("--subspace", "reasoning"), RecipeError, ("need one", "reasoning:5%")),
+    Bad("subspace wider than the state", fit("--subspace", "reasoning:99"), RecipeError, ("width 16", "between 1 and 15"), True),
+    Bad("unknown pooling", fit("--pooling", "avg"), RecipeError, ("unknown pooling 'avg'", "last, mean, max, tokens")),
+    Bad("head that cannot read the pooling", fit("--pooling", "tokens"), RecipeError, ("the linear head needs pooling=last, mean or max", "got 'tokens'")),
+    Bad("unknown head", fit("--head", "linaer"), RecipeError, ("unknown head 'linaer'", "Did you mean 'linear'?")),
+    Bad("unknown loss", fit("--loss", "bcee"), RecipeError, ("unknown loss 'bcee'", "Did you mean 'bce'?")),
+    Bad("basis of the wrong point", fit("--config", "{d}/c.toml", prepare=lambda d: toml(d, '[recipe]\nsubspace = "reasoning:4"\nmatrix = "folded"\n')), RecipeError, ("cannot read post_norm states", "matrix=auto")),
+    Bad("unknown option in the file", fit("--config", "{d}/c.toml", prepare=lambda d: toml(d, "[gradient]\nlearning_rate = 1\n")), RecipeError, ("unknown gradient option 'learning_rate'",)),
+    Bad("unknown table in the file", fit("--config", "{d}/c.toml", prepare=lambda d: toml(d, "[recipes]\n")), RecipeError, ("unknown table [recipes]", "Did you mean 'recipe'?")),
+    Bad("broken settings file", fit("--config", "{d}/c.toml", prepare=lambda d: toml(d, "[recipe")), RecipeError, ("no valid TOML",)),
+    # labels that cannot determine a head
+    Bad("all right", fit(records=graded(labels=(True, True))), LabelError, ("all 24 labelled answers are right", "another difficulty")),
+    Bad("all wrong", fit(records=graded(labels=(False, False))), LabelError, ("all 24 labelled answers are wrong",)),
+    Bad("nothing labelled", fit(records=[ONE, {"prompt": "q", "response": "s"}]), LabelError, ("carry no labels", "retrm grade")),
+    Bad("one prompt only", fit(records=graded(1)), FitError, ("all answers belong to one prompt", "prompt_id")),
+    Bad("no mixed prompt for a comparing loss", fit("--loss", "pairwise_logistic", records=[*graded(6, (True, True)), *({**r, "prompt_id": r["prompt_id"] + "x", "prompt": r["prompt"] + "x"} for r in graded(6, (False, False)))]), FitError, ("no prompt has both", "use loss=bce")),
+    Bad("pair loss on labels", fit("--loss", "bradley_terry"), LabelError, ("needs preference pairs", "loss=bce")),
+    Bad("label loss on pairs", fit("--loss", "bce", records=[{**PAIR, "prompt": f"p{i}"} for i in range(4)]), LabelError, ("needs a right/wrong label", "loss=bradley_terry")),
+    Bad("impossible share", fit("--test-fraction", "1.5"), FitError, ("test_fraction is 1.5", "expected 0")),
+    # lengths
+    Bad("answer beyond the context", fit(records=[*GRADED, {**GRADED[0], "prompt_id": "long", "prompt": "long", "responses": ["x" * 2000] * 4}]), OverlongError, ("f.jsonl:13", "1024"), True),
+    Bad("unknown length policy", fit("--overlong", "cut"), RecipeError, ("unknown policy overlong='cut'", "truncate_left"), True),
+    # models
+    Bad("unknown model", command("fit", "{d}/f.jsonl", "--model", "smolm2-135m", "-o", "{d}/out", records=GRADED), BackboneError, ("smolm2-135m", "Did you mean 'smollm2-135m'?"), True),
+    Bad("folder without a model", command("fit", "{d}/f.jsonl", "--model", "{d}", "-o", "{d}/out", records=GRADED), BackboneError, ("config.json",), True),
+    Bad("GGUF cut short", with_graded(gguf_cut_short), BackboneError, ("is cut short", "ownload it again"), True),
+    Bad("unknown precision", fit("--dtype", "fp8"), BackboneError, ("got dtype='fp8'",), True),
+    Bad("half precision", fit("--dtype", "float16"), BackboneError, ("overflows", "bfloat16"), True),
+    # heads
+    Bad("no such scorer", command("score", "{d}/nothing", "{d}/f.jsonl", records=[ONE]), ArtifactError, ("there is no scorer", "retrm fit")),
+    Bad("folder that is no head", command("score", "{d}", "{d}/f.jsonl", records=[ONE]), ArtifactError, ("has no reward_model.json", "hf:PATH")),
+    Bad("unknown format version", head(edit_manifest(format_version=7)), ArtifactError, ("format version 7", "reads version 1"), True),
+    Bad("damaged weights", head(flip("head.safetensors")), ArtifactError, ("head.safetensors is damaged", "fit again"), True),
+    Bad("missing weights", head(lambda f: (f / "head.safetensors").unlink()), ArtifactError, ("lacks head.safetensors",), True),
+    Bad("missing self-test", head(lambda f: (f / "selftest.json").unlink()), ArtifactError, ("lacks selftest.json",), True),
+    Bad("cut manifest", head(lambda f: (f / "reward_model.json").write_text("{")), ArtifactError, ("is damaged",), True),
+    Bad("manifest without a backbone", head(edit_manifest(backbone={})), ArtifactError, ("is not complete", "Fit again"), True),
+    Bad("unknown recipe key", head(edit_manifest(recipe={"layer": "last"})), ArtifactError, ("unknown recipe key 'layer'", "Did you mean 'layers'?"), True),
+    Bad("head for another model", head(edit_manifest(backbone={"name": "other", "fingerprint": {"weights": "x", "unembedding": "x", "tokenizer": "x", "template": "x"}, "dtype": "float32", "n_layers": 3, "width": 16})), FingerprintError, ("was fitted on 'other'", "Load the backbone"), True),
+    # places to write
+    Bad("a file where the folder goes", fit(prepare=file_in_the_way), OutputError, ("is a file", "expected a folder")),
+    Bad("a folder below a file", command("fit", "{d}/f.jsonl", "--model", "fake", "-o", "{d}/f.jsonl/out", records=GRADED), OutputError, ("could not write", "intact")),
+    Bad("full disk", fit(prepare=full_disk), OutputError, ("No space left on device", "intact", "free space")),
+    Bad("rows and summary on one pipe", command("score", "shortest", "{d}/f.jsonl", "--json", records=[ONE]), RecipeError, ("add --output",)),
+    # selection
+    Bad("unknown rule", command("select", "shortest", "{d}/f.jsonl", "--rule", "bestofn", records=GRADED), RecipeError, ("unknown rule 'bestofn'", "Did you mean 'best_of_n'?")),
+    Bad("vote without keys", command("select", "shortest", "{d}/f.jsonl", "--rule", "majority", records=GRADED), DataError, ("retrm grade",)),
+    Bad("one scorer for two", command("select", "shortest", "{d}/f.jsonl", "--rule", "minmax_combination", records=GRADED), RecipeError, ("combines two scorers", "--other")),
+    Bad("no scorer", command("select", "none", "{d}/f.jsonl", records=GRADED), RecipeError, ("needs a scorer",)),
+    # sampling
+    Bad("questions without a prompt", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", records=[{"promt": "p"}]), FormatError, ("'promt'", "Did you mean 'prompt'?")),
+    Bad("question twice", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", records=[{"prompt": "p"}, {"prompt": "p"}]), DataError, ("f.jsonl:2", "stands at", "-n")),
+    Bad("no questions", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o"), DataError, ("holds no records",)),
+    Bad("no answers asked for", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", "-n", "0", records=[{"prompt": "p"}]), RecipeError, ("n=0",), True),
+    Bad("impossible temperature", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", "--temperature=-1", records=[{"prompt": "p"}]), RecipeError, ("temperature=-1",), True),
     # grading
     Bad("unknown grader", lambda d: extract_key("numerical", "3"), DataError, ("got grader 'numerical'", "Did you mean 'numeric'?")),
     Bad("choice without options", lambda d: extract_key("choice", "B"), DataError, ("choices=None", "expected the list of options", "column `choices`")),
@@ -154,7 +348,9 @@ BAD = [
 
 
 @pytest.mark.parametrize("bad", BAD, ids=[bad.id for bad in BAD])
-def test_bad_input_is_refused_with_its_place_and_a_remedy(tmp_path, bad):
+def test_bad_input_is_refused_with_its_place_and_a_remedy(tmp_path, bad, monkeypatch):
+    if not bad.needs_model:
+        monkeypatch.setattr("retrm.backbone.load.load_backbone", must_not_be_loaded)
     with pytest.raises(bad.error) as caught:
         bad.call(tmp_path)
     message = str(caught.value)
@@ -163,6 +359,10 @@ def test_bad_input_is_refused_with_its_place_and_a_remedy(tmp_path, bad):
     assert bad.error in (type(caught.value), type(caught.value).__bases__[0])
 
 
+def must_not_be_loaded(*_args, **_options):
+    raise AssertionError("a model was loaded before the mistake was found")
+
+
 def test_the_table_is_long_and_says_something_of_each():
-    assert len({bad.id for bad in BAD}) == len(BAD) >= 40
+    assert len({bad.id for bad in BAD}) == len(BAD) >= 140
     assert all(bad.fragments for bad in BAD)
