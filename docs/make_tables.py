@@ -1,7 +1,6 @@
-"""Write the tables of the README from committed result files.
+"""Write the tables of the README from committed result files; --check only says if they are old.
 
-    python docs/make_tables.py           # rewrite README.md
-    python docs/make_tables.py --check   # exit 1 if it is out of date
+Run it as `python docs/make_tables.py`.
 """
 
 import argparse

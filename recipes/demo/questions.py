@@ -75,7 +75,7 @@ def smallest(rng):
 
 def even(rng):
     gold = rng.randrange(10, 100, 2)
-    x = [gold] + rng.sample(range(11, 100, 2), 3)
+    x = [gold, *rng.sample(range(11, 100, 2), 3)]
     rng.shuffle(x)
     return f"Which of these numbers is even: {options(x)}?", gold, x
 
@@ -92,52 +92,98 @@ def biggest(rng):
 
 # kind: (generator, questions in the main split, solved examples)
 KINDS = {
-    "add": (add, 65, [
-        ("What is 13 + 8?", "13 + 8 is 21."),
-        ("What is 20 + 7?", "20 + 7 is 27."),
-        ("What is 6 + 30?", "6 + 30 is 36."),
-    ]),
-    "sub": (sub, 65, [
-        ("What is 17 - 4?", "17 - 4 is 13."),
-        ("What is 12 - 0?", "12 - 0 is 12."),
-        ("What is 25 - 5?", "25 - 5 is 20."),
-    ]),
-    "mul": (mul, 65, [
-        ("What is 3 times 4?", "3 times 4 is 12."),
-        ("What is 6 times 11?", "6 times 11 is 66."),
-    ]),
-    "div": (div, 65, [
-        ("What is 13 divided by 13?", "13 divided by 13 is 1."),
-        ("What is 40 divided by 2?", "40 divided by 2 is 20."),
-        ("What is 45 divided by 3?", "45 divided by 3 is 15."),
-    ]),
-    "double": (double, 65, [
-        ("What is 2 times 4?", "2 times 4 is 8."),
-        ("What is 2 times 150?", "2 times 150 is 300."),
-    ]),
-    "largest": (largest, 65, [
-        ("Which number is the largest: 31, 64 or 47?", "The largest number is 64."),
-        ("Which number is the largest: 85, 20 or 33?", "The largest number is 85."),
-        ("Which number is the largest: 42, 16 or 78?", "The largest number is 78."),
-    ]),
-    "smallest": (smallest, 65, [
-        ("Which number is the smallest: 31, 12 or 47?", "The smallest number is 12."),
-        ("Which number is the smallest: 85, 71 or 20?", "The smallest number is 20."),
-        ("Which number is the smallest: 36, 90 or 58?", "The smallest number is 36."),
-    ]),
-    "even": (even, 65, [
-        ("Which of these numbers is even: 31, 12, 63 or 47?", "The even number is 12."),
-        ("Which of these numbers is even: 85, 71, 33 or 98?", "The even number is 98."),
-        ("Which of these numbers is even: 54, 17, 29 or 81?", "The even number is 54."),
-    ]),
-    "biggest": (biggest, 65, [
-        ("Which animal is the biggest: frog, cow, duck, hen or fox?", "The biggest animal is the cow."),
-        ("Which animal is the biggest: whale, crab, dog, bee or owl?", "The biggest animal is the whale."),
-    ]),
-    "past": (past, 56, [
-        ('What is the past tense of "bind"?', 'The past tense of "bind" is "bound".'),
-        ('What is the past tense of "flee"?', 'The past tense of "flee" is "fled".'),
-    ]),
+    "add": (
+        add,
+        65,
+        [
+            ("What is 13 + 8?", "13 + 8 is 21."),
+            ("What is 20 + 7?", "20 + 7 is 27."),
+            ("What is 6 + 30?", "6 + 30 is 36."),
+        ],
+    ),
+    "sub": (
+        sub,
+        65,
+        [
+            ("What is 17 - 4?", "17 - 4 is 13."),
+            ("What is 12 - 0?", "12 - 0 is 12."),
+            ("What is 25 - 5?", "25 - 5 is 20."),
+        ],
+    ),
+    "mul": (
+        mul,
+        65,
+        [
+            ("What is 3 times 4?", "3 times 4 is 12."),
+            ("What is 6 times 11?", "6 times 11 is 66."),
+        ],
+    ),
+    "div": (
+        div,
+        65,
+        [
+            ("What is 13 divided by 13?", "13 divided by 13 is 1."),
+            ("What is 40 divided by 2?", "40 divided by 2 is 20."),
+            ("What is 45 divided by 3?", "45 divided by 3 is 15."),
+        ],
+    ),
+    "double": (
+        double,
+        65,
+        [
+            ("What is 2 times 4?", "2 times 4 is 8."),
+            ("What is 2 times 150?", "2 times 150 is 300."),
+        ],
+    ),
+    "largest": (
+        largest,
+        65,
+        [
+            ("Which number is the largest: 31, 64 or 47?", "The largest number is 64."),
+            ("Which number is the largest: 85, 20 or 33?", "The largest number is 85."),
+            ("Which number is the largest: 42, 16 or 78?", "The largest number is 78."),
+        ],
+    ),
+    "smallest": (
+        smallest,
+        65,
+        [
+            ("Which number is the smallest: 31, 12 or 47?", "The smallest number is 12."),
+            ("Which number is the smallest: 85, 71 or 20?", "The smallest number is 20."),
+            ("Which number is the smallest: 36, 90 or 58?", "The smallest number is 36."),
+        ],
+    ),
+    "even": (
+        even,
+        65,
+        [
+            ("Which of these numbers is even: 31, 12, 63 or 47?", "The even number is 12."),
+            ("Which of these numbers is even: 85, 71, 33 or 98?", "The even number is 98."),
+            ("Which of these numbers is even: 54, 17, 29 or 81?", "The even number is 54."),
+        ],
+    ),
+    "biggest": (
+        biggest,
+        65,
+        [
+            (
+                "Which animal is the biggest: frog, cow, duck, hen or fox?",
+                "The biggest animal is the cow.",
+            ),
+            (
+                "Which animal is the biggest: whale, crab, dog, bee or owl?",
+                "The biggest animal is the whale.",
+            ),
+        ],
+    ),
+    "past": (
+        past,
+        56,
+        [
+            ('What is the past tense of "bind"?', 'The past tense of "bind" is "bound".'),
+            ('What is the past tense of "flee"?', 'The past tense of "flee" is "fled".'),
+        ],
+    ),
 }
 
 

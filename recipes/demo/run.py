@@ -54,8 +54,10 @@ def main() -> None:
     log_probability = reading.features["log_probability"].values[:, 0].double().numpy()
     targets = Targets.of(table)
 
-    err.print(f"[bold]2. Fit[/]  {args.folds}-fold by question: every answer is scored by a head "
-              "that never saw its question")
+    err.print(
+        f"[bold]2. Fit[/]  {args.folds}-fold by question: every answer is scored by a head "
+        "that never saw its question"
+    )
     scores, seconds, folds = {}, {}, None
     for method in methods:
         began = time.monotonic()
@@ -110,7 +112,13 @@ def verdict(comparison: Comparison) -> str:
         "aim of 60 %."
     ]
     for name, gap in best.minus.items():
-        how = "better than" if gap.low > 0 else "worse than" if gap.high < 0 else "not told apart from"
+        how = (
+            "better than"
+            if gap.low > 0
+            else "worse than"
+            if gap.high < 0
+            else "not told apart from"
+        )
         lines.append(f"It is {how} {name} ({gap.value:+.3f}, [{gap.low:+.3f}, {gap.high:+.3f}]).")
     return " ".join(lines) + " The best of four was picked after looking."
 
@@ -173,7 +181,9 @@ def answer_live(model: RewardModel, backbone: Backbone) -> None:
             out.print(f" {mark} {scores[i]:+8.3f}  {text}", markup=False)
         view = model.token_scores_of(answers[int(np.argmax(scores))])
         out.print("   why: ", heat_map(view.tokens, view.contributions), end="\n")
-    out.print("\n(green adds to the score, red takes from it; strength = contribution of the token)")
+    out.print(
+        "\n(green adds to the score, red takes from it; strength = contribution of the token)"
+    )
 
 
 if __name__ == "__main__":

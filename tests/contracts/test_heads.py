@@ -148,9 +148,7 @@ def test_folding_the_input_equals_standardising_it(name):
     shift, scale = torch.linspace(-1, 1, WIDTH), torch.linspace(0.5, 3, WIDTH)
     folded.fold_input(shift, scale)
     features = features_for(head, [2, 5, 1])
-    standardised = Features(
-        (features.values - shift) / scale, features.offsets, features.is_pooled
-    )
+    standardised = Features((features.values - shift) / scale, features.offsets, features.is_pooled)
 
     assert torch.allclose(folded.score(features), head.score(standardised), atol=1e-5)
 

@@ -70,7 +70,11 @@ def command(*arguments, records=(), name="f.jsonl", prepare=None):
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (folder / name).write_text(lines)
         with prepare(folder) if prepare else contextlib.nullcontext():
-            app([str(a).format(d=folder) for a in arguments], exit_on_error=False, result_action="return_value")
+            app(
+                [str(a).format(d=folder) for a in arguments],
+                exit_on_error=False,
+                result_action="return_value",
+            )
 
     return call
 
@@ -90,7 +94,11 @@ def head(change=lambda folder: None, model="fake"):
     def call(folder):
         fit("--method", "retrm", "--subspace", "reasoning:4")(folder)
         change(folder / "out")
-        app(["score", str(folder / "out"), str(folder / "f.jsonl"), "--model", model], exit_on_error=False, result_action="return_value")
+        app(
+            ["score", str(folder / "out"), str(folder / "f.jsonl"), "--model", model],
+            exit_on_error=False,
+            result_action="return_value",
+        )
 
     return call
 
@@ -350,7 +358,8 @@ BAD = [
 @pytest.mark.parametrize("bad", BAD, ids=[bad.id for bad in BAD])
 def test_bad_input_is_refused_with_its_place_and_a_remedy(tmp_path, bad, monkeypatch):
     if not bad.needs_model:
-        monkeypatch.setattr("retrm.backbone.load.load_backbone", must_not_be_loaded)
+        for module in ("retrm.scorers.reward_model", "retrm.backbone.load"):
+            monkeypatch.setattr(f"{module}.load_backbone", must_not_be_loaded)
     with pytest.raises(bad.error) as caught:
         bad.call(tmp_path)
     message = str(caught.value)

@@ -45,9 +45,7 @@ def model(rollouts, tmp_path_factory):
     return folder / "rm"
 
 
-def test_fit_prints_the_table_with_baselines_and_a_three_line_example(
-    rollouts, tmp_path, capsys
-):
+def test_fit_prints_the_table_with_baselines_and_a_three_line_example(rollouts, tmp_path, capsys):
     code = run(
         *("fit", rollouts, "--model", "fake", "-o", tmp_path / "m"),
         *("--method", "last_token", "--method", "retrm", "--subspace", "reasoning:4"),
@@ -144,8 +142,8 @@ def test_score_streams_a_hundred_thousand_rows_in_bounded_memory(tmp_path):
             text=True,
             check=True,
         )
-        n = sum(1 for _ in open(f"{small}.out"))
-        assert n == rows
+        with open(f"{small}.out") as written:
+            assert sum(1 for _ in written) == rows
         return int(done.stdout.split()[-1])
 
     assert peak_kb(100_000) - peak_kb(1_000) < 40_000
@@ -203,7 +201,9 @@ def test_sample_writes_what_grade_reads_and_goes_on_after_a_kill(tmp_path, capsy
     again = (tmp_path / "again.jsonl").read_bytes().splitlines(keepends=True)
 
     assert again[:2] == lines[:2]
-    assert [json.loads(a)["prompt_id"] for a in again] == [json.loads(a)["prompt_id"] for a in lines]
+    assert [json.loads(a)["prompt_id"] for a in again] == [
+        json.loads(a)["prompt_id"] for a in lines
+    ]
     assert not part.exists()
     assert run("grade", tmp_path / "again.jsonl") == 0
     graded = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]

@@ -89,7 +89,11 @@ def test_the_weights_of_the_best_validation_epoch_are_kept_not_the_last():
     losses = [epoch.validation_loss for epoch in fit.epochs]
     last = make_head("gated", WIDTH)
     fit_gradient(
-        last, features, targets, "bce", GradientOptions(lr=1.0, epochs=12, patience=None, keep="last")
+        last,
+        features,
+        targets,
+        "bce",
+        GradientOptions(lr=1.0, epochs=12, patience=None, keep="last"),
     )
 
     assert fit.kept_epoch == losses.index(min(losses)) + 1

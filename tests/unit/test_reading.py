@@ -85,9 +85,7 @@ def test_subspace_features_are_coefficients_in_the_matching_coordinates(backbone
     folded = fit_spectrum(head, "residual").subspace("reasoning", 4)
     x = states[(2, "residual")]
     unit = x / (x.square().mean(-1, keepdim=True) + head.eps).sqrt()
-    assert torch.allclose(
-        reading.features["tail_tokens"].values, folded.project(unit), atol=1e-5
-    )
+    assert torch.allclose(reading.features["tail_tokens"].values, folded.project(unit), atol=1e-5)
 
 
 def test_log_probability_is_the_mean_over_the_answers_own_tokens(backbone):
@@ -103,9 +101,7 @@ def test_log_probability_is_the_mean_over_the_answers_own_tokens(backbone):
     assert mean == pytest.approx(np.mean(own), abs=1e-5)
     assert lowest == pytest.approx(min(own), abs=1e-5)
     before = log_p[rendered.start - 1 : rendered.stop - 1]
-    assert entropy == pytest.approx(
-        -(before.exp() * before).sum(-1).mean().item(), abs=1e-5
-    )
+    assert entropy == pytest.approx(-(before.exp() * before).sum(-1).mean().item(), abs=1e-5)
 
 
 @settings(max_examples=15, deadline=None)
@@ -174,9 +170,7 @@ def test_a_killed_reading_goes_on_and_loses_or_doubles_nothing(backbone, tmp_pat
 
     assert 0 < resumed.n_tokens < plain.n_tokens
     for name in recipes:
-        assert torch.allclose(
-            resumed.features[name].values, plain.features[name].values, atol=1e-6
-        )
+        assert torch.allclose(resumed.features[name].values, plain.features[name].values, atol=1e-6)
         assert torch.equal(resumed.features[name].offsets, plain.features[name].offsets)
 
 

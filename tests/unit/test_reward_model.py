@@ -159,7 +159,9 @@ def change(folder, **values):
 
 
 def test_a_head_for_another_backbone_is_refused_with_the_difference(folder):
-    with pytest.raises(FingerprintError, match="other weights.*Load the backbone it was fitted on"):
+    with pytest.raises(
+        FingerprintError, match=r"other weights.*Load the backbone it was fitted on"
+    ):
         RewardModel.load(folder, backbone=FakeBackbone(seed=7))
 
 
@@ -217,7 +219,7 @@ def test_a_manifest_that_lacks_a_part_is_refused(folder, backbone):
     del manifest["recipe"]
     path.write_text(json.dumps(manifest))
 
-    with pytest.raises(ArtifactError, match="not complete.*recipe"):
+    with pytest.raises(ArtifactError, match=r"not complete.*recipe"):
         RewardModel.load(folder, backbone=backbone)
 
 
@@ -256,7 +258,7 @@ def test_an_interrupted_save_leaves_the_old_model_intact(fits, folder, backbone,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(OutputError, match="No space left.*intact"):
+    with pytest.raises(OutputError, match=r"No space left.*intact"):
         fits.models[0].save(folder)
     monkeypatch.undo()
     loaded = RewardModel.load(folder, backbone=backbone)
@@ -292,7 +294,7 @@ def test_unlabelled_answers_are_refused_before_anything_is_read(backbone):
     def never(_progress):
         raise AssertionError("the model was read")
 
-    with pytest.raises(LabelError, match="carry no labels.*retrm grade"):
+    with pytest.raises(LabelError, match=r"carry no labels.*retrm grade"):
         fit(blank, backbone, [method("last_token")], on_progress=never)
 
 

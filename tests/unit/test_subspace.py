@@ -1,5 +1,7 @@
 """The subspaces of an LM head, by hand and against a plain SVD."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -101,7 +103,7 @@ def test_any_chunking_gives_the_same_spectrum(cuts):
     W = random_matrix(50, 8)
     fitter = SubspaceFitter(8, point="post_norm")
     edges = [0, *sorted(cuts), 50]
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         fitter.update(W[a:b])
     whole = SubspaceFitter(8, point="post_norm").update(W)
 

@@ -60,7 +60,8 @@ class FakeRenderer:
         """
         prompt = self.render_prompt(answer.prompt)
         if answer.response_ids is None:
-            said = (*answer.response.encode(), END)
+            end = () if answer.finished is False else (END,)
+            said = (*answer.response.encode(), *end)
         else:
             said = tuple(answer.response_ids)
             if any(not 0 <= token < VOCAB_SIZE for token in said):

@@ -67,7 +67,7 @@ PLAIN_TEMPLATE = """\
 {%- if add_generation_prompt and not short %}{{ 'Assistant:\n' }}{% endif %}"""
 
 # Callables cannot be handed to a template, so the fixed clock is written in the template's language.
-_FIXED_CLOCK = (
+FIXED_CLOCK = (
     "{% macro strftime_now(f) %}{{ f | replace('%Y-%m-%d', '2024-07-26') | replace('%d', '26')"
     " | replace('%e', '26') | replace('%b', 'Jul') | replace('%B', 'July') | replace('%m', '07')"
     " | replace('%Y', '2024') | replace('%y', '24') | replace('%A', 'Friday') | replace('%a', 'Fri')"
@@ -514,7 +514,7 @@ class ChatRenderer:
         if self.tokenizer.chat_template:
             template = self.tokenizer.get_chat_template(None, tools or None)
         if "strftime_now" in template:
-            template = _FIXED_CLOCK + template
+            template = FIXED_CLOCK + template
         return self.tokenizer.apply_chat_template(
             messages,
             tools=tools or None,

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
 from rich.progress import (
     BarColumn,
     Progress,
@@ -89,14 +90,15 @@ def reading_progress(label: str) -> Iterator[Callable[[Any], None]]:
         yield on_progress
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A table whose first column is left-aligned and all others right-aligned."""
-    made = Table(title=title, title_justify="left", header_style="bold")
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Group:
+    """A title line, and a table whose first column is left-aligned and all others right-aligned."""
+    made = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
-        made.add_row(*(str(cell) for cell in row))
-    return made
+        made.add_row(*(Text(str(cell)) for cell in row))
+    # Not the table's own title: that one is wrapped to the width of the table.
+    return Group(Text(title, style="italic"), made)
 
 
 def heat_map(tokens: Sequence[str], values: np.ndarray) -> Text:

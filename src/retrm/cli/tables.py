@@ -1,6 +1,6 @@
 """Comparisons as aligned tables for people."""
 
-from rich.table import Table
+from rich.console import Group
 
 from retrm.cli.console import table
 from retrm.evaluation.best_of_n import Comparison
@@ -27,14 +27,14 @@ def difference(value: Interval | None) -> str:
     return interval(value) + (" *" if value.low > 0 or value.high < 0 else "  ")
 
 
-def comparison_tables(comparison: Comparison | PairComparison) -> list[Table]:
+def comparison_tables(comparison: Comparison | PairComparison) -> list[Group]:
     """One row a scorer with intervals; then the paired differences of the heads to baselines."""
     if isinstance(comparison, PairComparison):
         return [_pair_table(comparison)]
     return [_figures(comparison), *_differences(comparison)]
 
 
-def _differences(comparison: Comparison) -> list[Table]:
+def _differences(comparison: Comparison) -> list[Group]:
     heads = [row for row in comparison.rows if row.minus]
     if not heads:
         return []
@@ -44,7 +44,7 @@ def _differences(comparison: Comparison) -> list[Table]:
     return [table(title, ["", *(f"minus {name}" for name in others)], rows)]
 
 
-def _figures(comparison: Comparison) -> Table:
+def _figures(comparison: Comparison) -> Group:
     title = (
         f"{comparison.n_prompts} prompts ({comparison.n_mixed} mixed), {comparison.n_answers:,} "
         f"answers; 95 % intervals over prompts"
@@ -69,7 +69,7 @@ def _figures(comparison: Comparison) -> Table:
     return table(title, columns, rows)
 
 
-def _pair_table(comparison: PairComparison) -> Table:
+def _pair_table(comparison: PairComparison) -> Group:
     others = list(comparison.rows[0].minus)
     title = (
         f"{comparison.n_pairs} pairs, {comparison.n_prompts} prompts; 95 % intervals over prompts; "

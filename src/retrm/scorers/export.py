@@ -327,9 +327,9 @@ def _clock(template: str) -> str:
     """The renderer's fixed date, in a template that asks for one."""
     if "strftime_now" not in template:
         return ""
-    from retrm.backbone.render import _FIXED_CLOCK
+    from retrm.backbone.render import FIXED_CLOCK
 
-    return _FIXED_CLOCK.removesuffix("\n")
+    return FIXED_CLOCK.removesuffix("\n")
 
 
 def _literal(value: Any) -> str:
