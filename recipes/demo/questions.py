@@ -1,12 +1,13 @@
 """Write easy questions with short checkable answers as JSON lines.
 
     python questions.py --split main > questions.jsonl
-    python questions.py --split pilot   # disjoint from main, for pilots
-    python questions.py --split live    # 5 fresh ones, disjoint from both
+    python questions.py --split pilot   # disjoint from main: kinds and ranges were chosen on it
+    python questions.py --split live    # five fresh ones, disjoint from both
 
-Every kind draws its questions from its own seeded generator, and each prompt
-opens with solved examples of its kind as earlier turns, so that a very small
-chat model answers with one short sentence.
+Every kind draws its questions from a seeded generator of its own. They are asked as a person would
+ask, without solved examples: the model's answers then differ in more than one number, which is what
+a reward model is for. The kinds are those of CANDIDATES on which SmolLM2-135M was right on 15 to
+50 % of its answers to the pilot split.
 """
 
 import argparse
@@ -14,53 +15,77 @@ import json
 import random
 import sys
 
-SEED = 20240
-SYSTEM = "Answer with one short sentence."
-PILOT_PER_KIND = 12
+SEED = 20241
+PILOT_PER_KIND = 6
 LIVE_TOTAL = 5
+SUFFIX = " Answer briefly."
 
-PAST = """swim swam,sing sang,write wrote,
-drive drove,buy bought,bring brought,teach taught,catch caught,think thought,fly flew,
-grow grew,draw drew,speak spoke,break broke,wake woke,begin began,drink drank,
-ring rang,sell sold,feel felt,keep kept,sleep slept,leave left,lose lost,
-find found,stand stood,hold held,ride rode,rise rose,choose chose,steal stole,fall fell,
-build built,send sent,spend spent,lend lent,bend bent,meet met,feed fed,win won,dig dug,
-hide hid,bite bit,shake shook,throw threw,blow blew,wear wore,tear tore,swear swore,
-freeze froze,forget forgot,understand understood,become became,pay paid,hear heard,
-shoot shot,sit sat,sweep swept,weep wept,seek sought,
-fight fought,sink sank,shrink shrank,strike struck,swing swung,stick stuck,mean meant,
-deal dealt,lead led,bleed bled,breed bred,creep crept,slide slid,grind ground,wind wound"""
-PAST = [pair.split() for pair in PAST.replace("\n", "").split(",")]
-ANIMALS = "ant mouse rabbit cat sheep lion horse elephant".split()
-
-
-def options(words):
-    return ", ".join(map(str, words[:-1])) + f" or {words[-1]}"
+NAMES = ["Tom", "Anna", "Ben", "Lucy", "Sam", "Mia"]
+THINGS = ["apples", "books", "coins", "pencils", "cookies", "stamps"]
+CONTAINERS = ["boxes", "bags", "baskets"]
 
 
 def add(rng):
-    a, b = rng.randint(11, 49), rng.randint(6, 39)
+    a, b = rng.randint(2, 9), rng.randint(2, 9)
     return f"What is {a} + {b}?", a + b, None
 
 
 def sub(rng):
-    b, c = rng.randint(1, 12), rng.randint(1, 12)
-    return f"What is {b + c} - {b}?", c, None
+    a = rng.randint(5, 18)
+    b = rng.randint(1, a - 1)
+    return f"What is {a} - {b}?", a - b, None
 
 
 def mul(rng):
-    a, b = rng.randint(11, 24), rng.randint(3, 12)
-    return f"What is {a} times {b}?", a * b, None
+    a, b = rng.randint(3, 12), rng.randint(3, 12)
+    return f"What is {a} x {b}?", a * b, None
 
 
-def div(rng):
+def divide(rng):
     a, b = rng.randint(2, 12), rng.randint(2, 12)
     return f"What is {a * b} divided by {b}?", a, None
 
 
 def double(rng):
-    a = rng.randint(6, 89)
-    return f"What is 2 times {a}?", 2 * a, None
+    a = rng.randint(3, 75)
+    return f"What is {a} times 2?", 2 * a, None
+
+
+def more(rng):
+    name, things = rng.choice(NAMES), rng.choice(THINGS)
+    a, b = rng.randint(2, 12), rng.randint(2, 9)
+    return (
+        f"{name} has {a} {things} and gets {b} more. How many {things} are there now?",
+        a + b,
+        None,
+    )
+
+
+def fewer(rng):
+    name, things = rng.choice(NAMES), rng.choice(THINGS)
+    a = rng.randint(5, 15)
+    b = rng.randint(1, a - 2)
+    return f"{name} has {a} {things} and gives {b} away. How many {things} are left?", a - b, None
+
+
+def packs(rng):
+    things, container = rng.choice(THINGS), rng.choice(CONTAINERS)
+    a, b = rng.randint(2, 8), rng.randint(2, 9)
+    return (
+        f"There are {a} {container} with {b} {things} each. How many {things} are there?",
+        a * b,
+        None,
+    )
+
+
+def square(rng):
+    a = rng.randint(2, 60)
+    return f"What is {a} squared?", a * a, None
+
+
+def weeks(rng):
+    a = rng.randint(2, 70)
+    return f"How many days are there in {a} weeks?", 7 * a, None
 
 
 def largest(rng):
@@ -75,131 +100,34 @@ def smallest(rng):
 
 def even(rng):
     gold = rng.randrange(10, 100, 2)
-    x = [gold, *rng.sample(range(11, 100, 2), 3)]
+    x = [gold, *rng.sample(range(11, 100, 2), 2)]
     rng.shuffle(x)
     return f"Which of these numbers is even: {options(x)}?", gold, x
 
 
-def past(rng):
-    verb, gold = rng.choice(PAST)
-    return f'What is the past tense of "{verb}"?', gold, sorted(pair[1] for pair in PAST)
+def options(items):
+    *first, last = map(str, items)
+    return f"{', '.join(first)} or {last}"
 
 
-def biggest(rng):
-    words = rng.sample(ANIMALS, 5)
-    return f"Which animal is the biggest: {options(words)}?", max(words, key=ANIMALS.index), words
+CANDIDATES = {
+    f.__name__: f
+    for f in (
+        add, sub, mul, divide, double, more, fewer, packs, square, weeks, largest, smallest, even,
+    )
+}  # fmt: skip
+# Right on pilots (6 questions x 6 answers a kind): add .36, divide .17, double .31, even .19, largest
+# .42, more .19, mul .36, smallest .28; left out: fewer .06, packs .14, square .06, sub .14, weeks .00.
+KINDS = ("add", "divide", "double", "even", "largest", "more", "mul", "smallest")
+MAIN_PER_KIND = 52
 
 
-# kind: (generator, questions in the main split, solved examples)
-KINDS = {
-    "add": (
-        add,
-        65,
-        [
-            ("What is 13 + 8?", "13 + 8 is 21."),
-            ("What is 20 + 7?", "20 + 7 is 27."),
-            ("What is 6 + 30?", "6 + 30 is 36."),
-        ],
-    ),
-    "sub": (
-        sub,
-        65,
-        [
-            ("What is 17 - 4?", "17 - 4 is 13."),
-            ("What is 12 - 0?", "12 - 0 is 12."),
-            ("What is 25 - 5?", "25 - 5 is 20."),
-        ],
-    ),
-    "mul": (
-        mul,
-        65,
-        [
-            ("What is 3 times 4?", "3 times 4 is 12."),
-            ("What is 6 times 11?", "6 times 11 is 66."),
-        ],
-    ),
-    "div": (
-        div,
-        65,
-        [
-            ("What is 13 divided by 13?", "13 divided by 13 is 1."),
-            ("What is 40 divided by 2?", "40 divided by 2 is 20."),
-            ("What is 45 divided by 3?", "45 divided by 3 is 15."),
-        ],
-    ),
-    "double": (
-        double,
-        65,
-        [
-            ("What is 2 times 4?", "2 times 4 is 8."),
-            ("What is 2 times 150?", "2 times 150 is 300."),
-        ],
-    ),
-    "largest": (
-        largest,
-        65,
-        [
-            ("Which number is the largest: 31, 64 or 47?", "The largest number is 64."),
-            ("Which number is the largest: 85, 20 or 33?", "The largest number is 85."),
-            ("Which number is the largest: 42, 16 or 78?", "The largest number is 78."),
-        ],
-    ),
-    "smallest": (
-        smallest,
-        65,
-        [
-            ("Which number is the smallest: 31, 12 or 47?", "The smallest number is 12."),
-            ("Which number is the smallest: 85, 71 or 20?", "The smallest number is 20."),
-            ("Which number is the smallest: 36, 90 or 58?", "The smallest number is 36."),
-        ],
-    ),
-    "even": (
-        even,
-        65,
-        [
-            ("Which of these numbers is even: 31, 12, 63 or 47?", "The even number is 12."),
-            ("Which of these numbers is even: 85, 71, 33 or 98?", "The even number is 98."),
-            ("Which of these numbers is even: 54, 17, 29 or 81?", "The even number is 54."),
-        ],
-    ),
-    "biggest": (
-        biggest,
-        65,
-        [
-            (
-                "Which animal is the biggest: frog, cow, duck, hen or fox?",
-                "The biggest animal is the cow.",
-            ),
-            (
-                "Which animal is the biggest: whale, crab, dog, bee or owl?",
-                "The biggest animal is the whale.",
-            ),
-        ],
-    ),
-    "past": (
-        past,
-        56,
-        [
-            ('What is the past tense of "bind"?', 'The past tense of "bind" is "bound".'),
-            ('What is the past tense of "flee"?', 'The past tense of "flee" is "fled".'),
-        ],
-    ),
-}
-
-
-def question(kind, number, item, examples):
+def question(kind, number, item):
     text, answer, choices = item
-    turns = []
-    for asked, reply in examples:
-        turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": reply}]
     row = {
         "prompt_id": f"{kind}-{number:03d}",
         "kind": kind,
-        "prompt": [
-            {"role": "system", "content": SYSTEM},
-            *turns,
-            {"role": "user", "content": text},
-        ],
+        "prompt": text + SUFFIX,
         "answer": str(answer),
         "grader": "choice" if choices else "numeric",
     }
@@ -210,18 +138,18 @@ def question(kind, number, item, examples):
 
 def build(split):
     rows, live = [], []
-    for kind, (make, n_main, examples) in KINDS.items():
+    for kind in CANDIDATES if split == "pilot" else KINDS:
         rng = random.Random(f"{SEED}-{kind}")
-        seen = {q for q, _ in examples}
-        items = []
-        while len(items) < n_main + PILOT_PER_KIND + 1:
-            item = make(rng)
+        seen, items = set(), []
+        while len(items) < PILOT_PER_KIND + 1 + MAIN_PER_KIND:
+            item = CANDIDATES[kind](rng)
             if item[0] not in seen:
                 seen.add(item[0])
                 items.append(item)
-        numbered = [question(kind, i, item, examples) for i, item in enumerate(items)]
-        rows += {"main": numbered[:n_main], "pilot": numbered[n_main:-1], "live": []}[split]
-        live.append(numbered[-1])
+        numbered = [question(kind, i, item) for i, item in enumerate(items)]
+        live.append(numbered[PILOT_PER_KIND])
+        pilot, main = numbered[:PILOT_PER_KIND], numbered[PILOT_PER_KIND + 1 :]
+        rows += {"main": main, "pilot": pilot, "live": []}[split]
     if split == "live":
         return random.Random(SEED).sample(live, LIVE_TOTAL)
     return rows

@@ -78,13 +78,15 @@ def bradley_terry(
     chosen: Float[Tensor, " pairs"],
     rejected: Float[Tensor, " pairs"],
     margin: Float[Tensor, " pairs"] | None = None,
+    weights: Float[Tensor, " pairs"] | None = None,
 ) -> Float[Tensor, ""]:
-    """-log sigmoid(chosen - rejected - margin), mean over pairs.
+    """-log sigmoid(chosen - rejected - margin), weighted mean over pairs.
 
     Args:
         chosen: (P,) scores of the preferred candidates.
         rejected: (P,) scores of the others, in the same order.
         margin: (P,) by how much chosen should lead, at least 0; None = no margin.
+        weights: (P,) of each pair, above 0; None = all equal.
 
     Raises:
         ScoreError: a score is NaN or infinite.
@@ -104,7 +106,11 @@ def bradley_terry(
                 "is the worse one, swap the pair."
             )
         gap = gap - margin.to(gap.dtype)
-    return -functional.logsigmoid(gap).mean()
+    terms = -functional.logsigmoid(gap)
+    if weights is None:
+        return terms.mean()
+    _check_same_shape(chosen, weights, "chosen", "weights")
+    return (terms * weights).sum() / weights.sum()
 
 
 def pairwise_logistic(

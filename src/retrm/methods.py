@@ -5,8 +5,8 @@
 | `last_token` | last response token, post_norm, full width | linear | BCE or Bradley-Terry |
 | `retrm` | last response token, post_norm, reasoning subspace | linear | BCE or Bradley-Terry |
 | `harp` | every response token, post_norm, reasoning subspace | perceptron, worst token decides | BCE |
-| `elhsr` | every response token, all layers, full width | gate and reward | BCE |
-| `retrm_elhsr` | every response token, all layers, each in its reasoning subspace | gate and reward | BCE |
+| `elhsr` | every response token, all layers, full width | gate and reward | BCE or Bradley-Terry |
+| `retrm_elhsr` | the same in the reasoning subspace of each state point | gate and reward | BCE or Bradley-Terry |
 
 Names a person types are rows of this table; every part of a row can be overridden. Sources: ReTRM
 (project note, 2025); HARP, arXiv 2509.11536; ELHSR, arXiv 2505.12225 (named SWIFT in v3).
@@ -89,9 +89,13 @@ class Method:
         Raises:
             RecipeError: unknown part, or parts that do not fit together.
         """
+        recipe = dict(recipe or {})
+        if recipe.get("source", "states") != "states":
+            # Logits belong to one place; a preset that reads all layers then reads that one.
+            recipe = {"layers": "last", "point": "post_norm", "subspace": "full", **recipe}
         changed = replace(
             self,
-            recipe=Recipe.from_dict({**_as_dict(self.recipe), **(recipe or {})}),
+            recipe=Recipe.from_dict({**_as_dict(self.recipe), **recipe}),
             head=head or self.head,
             head_options={} if head not in (None, self.head) else self.head_options,
             loss=loss or self.loss,

@@ -195,3 +195,11 @@ def test_bce_refuses_labels_outside_the_unit_interval():
 def test_groups_must_be_whole_numbers():
     with pytest.raises(ShapeError, match=r"dtype torch.float32; expected whole numbers"):
         infonca(R, Y, torch.zeros(4))
+
+
+def test_pair_weights_make_a_weighted_mean():
+    # Terms at d = 2 and 0: .126928 and .693147; weights 3 and 1: (3*.126928 + .693147) / 4.
+    chosen, rejected = torch.tensor([2.0, 0.0]), torch.zeros(2)
+    value = bradley_terry(chosen, rejected, None, torch.tensor([3.0, 1.0]))
+
+    assert value.item() == pytest.approx((3 * 0.126928 + 0.693147) / 4, abs=1e-6)

@@ -235,6 +235,23 @@ def test_skipped_and_truncated_answers_are_counted():
     assert (cut.n_truncated, cut.rows.tolist()) == (1, [0, 1])
 
 
+def test_the_policies_work_on_a_real_renderer_too(tmp_path):
+    from tiny import save_tiny
+
+    from retrm.backbone.load import load_backbone
+
+    save_tiny(tmp_path / "m", "llama")
+    backbone = load_backbone(str(tmp_path / "m"))
+    limit = backbone.context_length
+    long_prompt = Answer.of("p" * limit, "fine")
+    rows = [Answer.of("q", "fine"), long_prompt]
+
+    with pytest.raises(OverlongError):
+        read(backbone, rows, {"a": Recipe()})
+    assert read(backbone, rows, {"a": Recipe()}, overlong="skip").rows.tolist() == [0]
+    assert read(backbone, rows, {"a": Recipe()}, overlong="truncate_left").n_truncated == 1
+
+
 def test_an_unknown_overlong_policy_is_refused(backbone):
     with pytest.raises(RecipeError, match="unknown policy overlong='cut'"):
         read(backbone, answers(), {"a": Recipe()}, overlong="cut")

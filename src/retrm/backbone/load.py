@@ -81,7 +81,7 @@ def load_backbone(
     )
     model = _move(model, chosen, name)
     located = locate(model)
-    renderer = ChatRenderer(tokenizer, counts_end=counts_end, context_length=located.context_length)
+    renderer = ChatRenderer(tokenizer, counts_end=counts_end)
     fingerprint = fingerprint_model(
         model, tokenizer, renderer.template_text, unembedding=located.unembedding
     )

@@ -26,6 +26,8 @@ def fit(
     config: Path | None = None,
     format: str = "auto",
     attribute: str | None = None,
+    strength_sign: str | None = None,
+    empty: str = "error",
     label_threshold: float | None = None,
     overlong: str = "error",
     test_fraction: float = 0.2,
@@ -72,6 +74,11 @@ def fit(
         Record format, if the columns fit several.
     attribute
         Which rating to learn, for records rated on several.
+    strength_sign
+        For pairwise strengths: negative_first or positive_first = which side a negative number
+        prefers.
+    empty
+        Records with an empty answer: error, or drop (counted).
     label_threshold
         Grades at or above it are right.
     overlong
@@ -81,7 +88,7 @@ def fit(
     seed
         Of the split and of gradient heads.
     dtype
-        Of the backbone: float32, bfloat16 or float16.
+        Of the backbone: float32, bfloat16, float64 or auto.
     device
         cpu, cuda, cuda:1, ...
     keep_features
@@ -127,7 +134,13 @@ def fit(
     folders = [output] if len(names) == 1 else [output / name for name in names]
     for folder in folders:
         check_target(folder)
-    table = load_table(data, format=format, attribute=attribute)
+    table = load_table(
+        data,
+        format=format,
+        attribute=attribute,
+        strength_sign=strength_sign,  # type: ignore[arg-type]
+        empty=empty,  # type: ignore[arg-type]
+    )
     check_table(methods, table, label_threshold=label_threshold)
     backbone = load_backbone(
         model, dtype=dtype, device=device, counts_end=methods[0].recipe.counts_end

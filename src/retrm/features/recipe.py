@@ -1,7 +1,7 @@
 """A recipe says which states become features: layers, state point, subspace, pooling.
 
-Recipes are plain data, typed by a person or read from a folder; `resolve` binds one to a backbone
-and checks everything that can be checked before a single token is read.
+Recipes are plain data, typed by a person or read from a folder. Whatever can be checked without a
+backbone is checked when a recipe is made, the rest when `Reducer` binds it to one.
 """
 
 import re
@@ -74,6 +74,11 @@ class Recipe:
             raise RecipeError(
                 f"source {self.source!r} has no subspace, got {self.subspace!r}; use subspace=full, "
                 "or source=states"
+            )
+        if self.source != "states" and (self.layers, self.point) != ("last", "post_norm"):
+            raise RecipeError(
+                f"source {self.source!r} comes from the last layer after its norm, got layers="
+                f"{self.layers!r} and point={self.point!r}; use layers=last and point=post_norm"
             )
         self._check_matrix(spec)
 

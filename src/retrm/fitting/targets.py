@@ -154,7 +154,7 @@ def loss_value(loss: str, scores: Tensor, targets: Targets) -> Tensor | None:
         if not len(targets.pairs):
             return None
         chosen, rejected = scores[targets.pairs[:, 0]], scores[targets.pairs[:, 1]]
-        return spec.function(chosen, rejected, targets.margins)
+        return spec.function(chosen, rejected, targets.margins, targets.weights)
     kept = targets.is_labelled
     if not kept.any():
         return None

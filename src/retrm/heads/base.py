@@ -25,8 +25,8 @@ class TokenView:
         score: of the whole answer.
         rewards: the head's value at each response token.
         gates: weight of each token, 0..1; all equal where the head has no gate.
-        contributions: what each token adds to the score; they sum to it, except for heads whose
-            score is a single token's value (then that token holds all of it).
+        contributions: what each token adds to the score; they sum to it. Where a single token decides
+            it holds all of the score.
         running: the score if the answer ended at that token.
     """
 
