@@ -27,7 +27,7 @@ from retrm.data.problems import read_problems
 from retrm.evaluation.best_of_n import Comparison, best_of_k_curve, majority_curve
 from retrm.evaluation.held_out import measure
 from retrm.files import write_json
-from retrm.fitting.fit import cross_fit, fit_on_reading, read_for
+from retrm.fitting.fit import cross_fit, fit_on_reading, log_probability_of, read_for
 from retrm.fitting.targets import Targets
 from retrm.methods import METHODS
 from retrm.plots import best_of_n_png
@@ -61,7 +61,7 @@ def main() -> None:
     methods = list(HEADS.values())
     with reading_progress("reading") as on_progress:
         reading = read_for(backbone, table, methods, on_progress=on_progress)
-    log_probability = reading.features["log_probability"].values[:, 0].double().numpy()
+    log_probability = log_probability_of(table, reading)
     targets = Targets.of(table)
 
     err.print(
@@ -105,7 +105,7 @@ def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rollouts", type=Path, default=HERE / "rollouts.jsonl")
-    parser.add_argument("--folds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--folds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: %(default)s")
     return parser.parse_args()
 

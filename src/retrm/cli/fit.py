@@ -147,7 +147,7 @@ def fit(
     )
     err.print(f"{len(table):,} answers to {len(table.candidate_sets()):,} prompts from {data}")
     store = output / "features"
-    sink = ShardSink(store, recipes_of(backbone, methods), backbone.fingerprint)
+    sink = ShardSink(store, recipes_of(backbone, table, methods), backbone.fingerprint)
     with reading_progress("reading") as on_progress:
         fits = fit_methods(
             table,

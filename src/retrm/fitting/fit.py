@@ -128,20 +128,33 @@ def read_for(
     overlong: Overlong = "error",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Reading:
-    """One reading that serves every method, and the log-probability baseline as `log_probability`.
-
-    Methods with the same recipe share their features.
-    """
-    recipes = recipes_of(backbone, methods)
+    """One reading that serves every method and, where needed, the log-probability baseline."""
+    recipes = recipes_of(backbone, table, methods)
     return read(
         backbone, table.answers, recipes, sink=sink, overlong=overlong, on_progress=on_progress
     )
 
 
-def recipes_of(backbone: Backbone, methods: Sequence[Method]) -> dict[str, Recipe]:
-    """Name -> recipe of a reading for `methods`."""
-    scalars = Recipe(source="log_probability", counts_end=backbone.renderer.counts_end)
-    return {"log_probability": scalars, **{m.name: m.recipe for m in methods}}
+def recipes_of(
+    backbone: Backbone, table: AnswerTable, methods: Sequence[Method]
+) -> dict[str, Recipe]:
+    """Name -> recipe of a reading for `methods`.
+
+    The log-probability baseline costs a product with the whole LM head at every response token (a
+    quarter of the reading on SmolLM2), so it is read only where the sampler has not recorded it.
+    """
+    recipes = {m.name: m.recipe for m in methods}
+    if any(answer.logprob is None for answer in table.answers):
+        counts_end = backbone.renderer.counts_end
+        recipes["log_probability"] = Recipe(source="log_probability", counts_end=counts_end)
+    return recipes
+
+
+def log_probability_of(table: AnswerTable, reading: Reading) -> np.ndarray:
+    """(n_read,) mean log-probability of each answer that was read, recorded or read, nats a token."""
+    if "log_probability" in reading.features:
+        return reading.features["log_probability"].values[:, 0].double().numpy()
+    return np.array([table.answers[row].logprob for row in reading.rows], dtype=np.float64)
 
 
 def fit_head(
@@ -269,7 +282,7 @@ def fit(
         )
         models.append(_reward_model(method, fitted, backbone, table, train, provenance))
         scores[method.name] = fitted.head.score(features.take(test_at)).double().numpy()
-    log_probability = reading.features["log_probability"].values[test_at, 0].double().numpy()
+    log_probability = log_probability_of(table, reading)[test_at]
     return Fits(tuple(models), train, test, scores, log_probability, reading)
 
 
