@@ -1,14 +1,15 @@
 """The main job on real answers, in a few minutes on two cores.
 
-Reads SmolLM2's own answers once, fits four heads from that one reading, puts them beside the rules
+Reads SmolLM2's own answers once, fits five heads from that one reading, puts them beside the rules
 that need no head, draws the best-of-N curve, then answers five fresh questions live.
 
-    make demo          or: python recipes/demo/run.py [--rollouts FILE] [--folds 5] [--out DIR]
+    make demo          or: python recipes/demo/run.py [--rollouts FILE] [--folds 3] [--out DIR]
 """
 
 import argparse
 import json
 import platform
+import sys
 import time
 from dataclasses import replace
 from importlib.metadata import version
@@ -87,7 +88,7 @@ def main() -> None:
     err.print("[bold]3. Compare[/]  beside the rules that need no head")
     out.print(*comparison_tables(comparison), sep="\n")
     out.print(verdict(comparison))
-    write_results(args.out, comparison, table, reading, seconds, started)
+    write_results(args.out, comparison, table, reading, seconds, started, args.folds)
     draw(args.out, comparison, table)
 
     best = best_head(comparison)
@@ -136,13 +137,14 @@ def verdict(comparison: Comparison) -> str:
     return " ".join(lines) + " The best head was picked after looking."
 
 
-def write_results(folder, comparison, table: AnswerTable, reading, seconds, started) -> None:
+def write_results(folder, comparison, table: AnswerTable, reading, seconds, started, folds) -> None:
     """The printed figures, as JSON."""
     write_json(
         folder / "results.json",
         {
             "what": "best-of-N on SmolLM2's own answers, heads out-of-fold by question",
-            "command": "make demo",
+            "command": " ".join(["python recipes/demo/run.py", *sys.argv[1:]]),
+            "folds": folds,
             "rollouts": table.answers[0].where.split(":")[0],
             "model": MODEL,
             "n_answers": len(table),
@@ -153,7 +155,10 @@ def write_results(folder, comparison, table: AnswerTable, reading, seconds, star
             },
             "fit_s": {name: round(value, 1) for name, value in seconds.items()},
             "elapsed_s": round(time.monotonic() - started, 1),
-            "machine": {"system": platform.platform(), "threads": torch.get_num_threads()},
+            "machine": {
+                "system": f"{platform.system()} {platform.machine()}",
+                "threads": torch.get_num_threads(),
+            },
             "versions": {name: version(name) for name in ("retrm", "torch", "transformers")},
             **json.loads(json.dumps(comparison.as_dict(), default=float)),
             "verdict": verdict(comparison),

@@ -73,15 +73,14 @@ def fit_gradient(
     head.reset(generator)
     train, held_out = _split(targets, options.validation_fraction, seed)
     shift, scale = _statistics(features, train) if options.standardise else (None, None)
+    gather = _Gather(features, (shift, scale))
     optimizer = _optimizer(head, options)
     schedule = _schedule(optimizer, options)
     best: tuple[float, int, dict[str, Tensor]] | None = None
     history: list[Epoch] = []
     for number in range(1, options.epochs + 1):
-        training = _run_epoch(
-            head, features, targets, train, loss, optimizer, options, generator, (shift, scale)
-        )
-        validation = _evaluate(head, features, targets, held_out, loss, (shift, scale))
+        training = _run_epoch(head, gather, targets, train, loss, optimizer, options, generator)
+        validation = _evaluate(head, gather, targets, held_out, loss)
         history.append(Epoch(number, training, validation))
         schedule.step()
         if on_epoch is not None:
@@ -98,6 +97,38 @@ def fit_gradient(
         head.fold_input(shift, scale)
     head.eval()
     return GradientFit(tuple(history), kept, len(torch.unique(targets.groups[held_out])))
+
+
+class _Gather:
+    """Copies the rows of a batch into one float32 buffer that is used again for the next.
+
+    All layers of a few answers are tens of megabytes: fresh memory for every step costs more, in page
+    faults alone, than the product that reads it. A batch must be done with before the next is asked
+    for.
+    """
+
+    def __init__(
+        self, features: Features, standardiser: tuple[Tensor | None, Tensor | None]
+    ) -> None:
+        self.features = features
+        self.shift, self.scale = standardiser
+        self._room = torch.empty(0, features.n_features)
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """(values, offsets) of the answers `rows`, in that order."""
+        starts, stops = self.features.offsets[rows], self.features.offsets[rows + 1]
+        offsets = torch.cat([stops.new_zeros(1), (stops - starts).cumsum(0)])
+        total = int(offsets[-1])
+        if total > len(self._room):
+            self._room = torch.empty(total + total // 4, self.features.n_features)
+        values = self._room[:total]
+        for first, last, at in zip(
+            starts.tolist(), stops.tolist(), offsets[:-1].tolist(), strict=True
+        ):
+            values[at : at + last - first].copy_(self.features.values[first:last])
+        if self.shift is not None:
+            values.sub_(self.shift).div_(self.scale)
+        return values, offsets
 
 
 def _split(targets: Targets, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -149,20 +180,18 @@ def _batches(targets: Targets, rows: Tensor, size: int, generator: torch.Generat
 
 def _run_epoch(
     head: Head,
-    features: Features,
+    gather: _Gather,
     targets: Targets,
     rows: Tensor,
     loss: str,
     optimizer: torch.optim.Optimizer,
     options: GradientOptions,
     generator: torch.Generator,
-    standardiser: tuple[Tensor | None, Tensor | None],
 ) -> float:
     head.train()
     total, n_batches = 0.0, 0
     for batch in _batches(targets, rows, options.batch_answers, generator):
-        part = features.take(batch)
-        scores = head(_standardised(part.values.float(), standardiser), part.offsets)
+        scores = head(*gather(batch))
         if not torch.isfinite(scores).all():
             raise FitError(
                 f"a score became {scores[~torch.isfinite(scores)][0].item()} while fitting; expected "
@@ -184,20 +213,12 @@ def _run_epoch(
 
 @torch.no_grad()
 def _evaluate(
-    head: Head,
-    features: Features,
-    targets: Targets,
-    rows: Tensor,
-    loss: str,
-    standardiser: tuple[Tensor | None, Tensor | None],
+    head: Head, gather: _Gather, targets: Targets, rows: Tensor, loss: str
 ) -> float | None:
     if not len(rows):
         return None
     head.eval()
-    scores = [
-        head(_standardised(part.values.float(), standardiser), part.offsets)
-        for part in (features.take(chunk) for chunk in rows.split(64))
-    ]
+    scores = [head(*gather(chunk)) for chunk in rows.split(64)]
     value = loss_value(loss, torch.cat(scores), targets.take(rows))
     return None if value is None else value.item()
 
@@ -213,8 +234,3 @@ def _statistics(features: Features, rows: Tensor) -> tuple[Tensor, Tensor]:
     deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
     deviation[deviation < 1e-8 * deviation.max()] = 1.0  # a constant feature carries nothing
     return mean.float(), deviation.float()
-
-
-def _standardised(values: Tensor, standardiser: tuple[Tensor | None, Tensor | None]) -> Tensor:
-    shift, scale = standardiser
-    return values if shift is None else (values - shift) / scale
