@@ -52,6 +52,36 @@ class GradientOptions:
     validation_fraction: float = 0.2
     standardise: bool = False
 
+    def __post_init__(self) -> None:
+        choices = {
+            "optimizer": ("adam", "adamw"),
+            "keep": ("best", "last"),
+            "schedule": ("constant", "cosine"),
+            "standardise": (True, False),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise RecipeError(
+                    f"gradient option {name} is {getattr(self, name)!r}; expected one of "
+                    f"{', '.join(map(str, allowed))}"
+                )
+        for name in ("epochs", "batch_answers", "patience"):
+            got = getattr(self, name)
+            is_whole = isinstance(got, int) and not isinstance(got, bool) and got >= 1
+            if not is_whole and not (name == "patience" and got is None):
+                raise RecipeError(f"gradient option {name} is {got!r}; expected 1, 2, 3, ...")
+        for name, low, high in (
+            ("lr", 0, float("inf")),
+            ("weight_decay", -1e-300, float("inf")),
+            ("validation_fraction", -1e-300, 1),
+        ):
+            got = getattr(self, name)
+            if not isinstance(got, int | float) or not low < got < high:
+                raise RecipeError(
+                    f"gradient option {name} is {got!r}; expected a number "
+                    f"{'from 0' if low < 0 else 'above 0'}{' to below 1' if high == 1 else ''}"
+                )
+
 
 @dataclass(frozen=True)
 class Method:

@@ -8,12 +8,15 @@ whatever a loss does with it afterwards.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from retrm.errors import DataError
+
+OVERLONG = ("error", "truncate_left", "skip")
+"""What may be done with an answer beyond the context: refuse, cut its prompt, or leave it out."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -176,6 +179,31 @@ class AnswerTable:
         for row, answer in enumerate(self.answers):
             groups.setdefault(answer.prompt_id, []).append(row)
         return tuple(CandidateSet(pid, tuple(rows)) for pid, rows in groups.items())
+
+    def judged(self, *, label_threshold: float | None = None) -> "AnswerTable":
+        """The same answers with labels that are 1, 0 or missing, and pairs.
+
+        Labels that are grades (anything but 0 and 1) become pairs within their prompt: the higher
+        grade is chosen. With `label_threshold`, a grade at or above it becomes 1 and any other 0.
+        """
+        labels = self.labels.astype(np.float64)
+        known = ~np.isnan(labels)
+        if label_threshold is not None:
+            labels = np.where(known, (labels >= label_threshold).astype(np.float64), np.nan)
+        if np.isin(labels[known], (0.0, 1.0)).all():
+            return replace(self, labels=labels)
+        graded = [
+            Pair(i, j)
+            for group in self.candidate_sets()
+            for i in group.rows
+            for j in group.rows
+            if labels[i] > labels[j]
+        ]
+        return replace(self, labels=np.full_like(labels, np.nan), pairs=(*self.pairs, *graded))
+
+    def preferences(self) -> list[Pair]:
+        """All strict preferences: the pairs, and those of ranked lists."""
+        return [*self.pairs, *(pair for ranked in self.ranked for pair in ranked.pairs())]
 
     def take(self, rows: Sequence[int]) -> "AnswerTable":
         """The sub-table of `rows` in that order; relations that lose a member are left out."""

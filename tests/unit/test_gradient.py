@@ -121,6 +121,9 @@ def test_standardising_is_folded_away():
     options = GradientOptions(lr=0.05, epochs=30, patience=None, standardise=True)
     fit_gradient(head, scaled, targets, "bce", options)
     scores = head.score(scaled)
+    # An unfolded head would read values a hundred times too large and saturate: BCE must be small.
+    loss = loss_value("bce", scores, targets)
+    assert loss.item() < 0.3
 
     right, wrong = scores[targets.labels == 1], scores[targets.labels == 0]
     assert (right[:, None] > wrong[None, :]).float().mean() > 0.95

@@ -76,12 +76,11 @@ def test_no_prompt_stands_on_both_sides_of_the_split(fits):
     assert len(fits.train_rows) + len(fits.test_rows) == len(ids)
 
 
-def test_a_planted_reward_is_found_by_last_token_and_elhsr(fits):
+def test_a_planted_reward_is_found_by_last_token(fits):
     table = planted_table()
     labels = table.labels[fits.test_rows]
-    for name in ("last_token",):
-        scores = fits.test_scores[name]
-        assert (scores[labels == 1][:, None] > scores[labels == 0][None, :]).mean() > 0.9
+    scores = fits.test_scores["last_token"]
+    assert (scores[labels == 1][:, None] > scores[labels == 0][None, :]).mean() > 0.9
 
 
 def test_rank_puts_the_best_first_and_says_where_each_stood(fits):
@@ -119,26 +118,34 @@ def test_the_same_fit_twice_writes_the_same_bytes(backbone, tmp_path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
-def test_cross_fitting_never_scores_an_answer_with_a_head_that_saw_its_prompt(backbone):
-    # Labels are constant within a prompt and random between prompts: nothing generalises, so
-    # out-of-fold scores must be at chance although training scores are perfect.
-    generator = np.random.default_rng(0)
-    answers, labels = [], []
-    for p in range(40):
-        label = float(p % 2)
-        for k in range(3):
-            answers.append(Answer.of(f"{generator.integers(10**9)}", f"{p} {k}"))
-            labels.append(label)
-    ids = [f"p{i // 3}" for i in range(120)]
-    answers = [Answer(a.prompt, a.response, i) for a, i in zip(answers, ids, strict=True)]
-    table = AnswerTable(tuple(answers), np.array(labels))
+def test_cross_fitting_never_scores_an_answer_with_a_head_that_saw_its_prompt(
+    backbone, monkeypatch
+):
+    table = planted_table()
+    ids = table.prompt_ids.tolist()
     reading = read_for(backbone, table, [method("last_token")])
-    scores, folds = cross_fit(
-        method("last_token"), reading.features["last_token"], Targets.of(table), ids, n_folds=4
-    )
+    seen = []
+    from retrm.fitting import fit as module
 
-    assert np.isfinite(scores).all()
-    assert all(len({folds[i] for i in range(120) if ids[i] == pid}) == 1 for pid in set(ids))
+    real = module.fit_head
+
+    def spy(chosen, features, targets, **options):
+        fitted = real(chosen, features, targets, **options)
+        seen.append((features.values.clone(), fitted))
+        return fitted
+
+    monkeypatch.setattr(module, "fit_head", spy)
+    features = reading.features["last_token"]
+    scores, folds = cross_fit(method("last_token"), features, Targets.of(table), ids, n_folds=4)
+
+    assert len(seen) == 4
+    for fold, (values, fitted) in enumerate(seen):
+        inside = np.flatnonzero(folds != fold)
+        assert torch.equal(values, features.take(inside).values)
+        outside = np.flatnonzero(folds == fold)
+        expected = fitted.head.score(features.take(outside)).double().numpy()
+        assert np.array_equal(scores[outside], expected)
+        assert not {ids[i] for i in inside} & {ids[i] for i in outside}
 
 
 # ---------------------------------------------------------------- refusals

@@ -226,6 +226,14 @@ def test_a_basis_rounded_to_bfloat16_is_refused():
         Subspace(basis, torch.zeros(0), "post_norm", "reasoning", 1)
 
 
+def test_a_subspace_can_live_on_another_device():
+    tail = fit_spectrum(head(WORKED), "post_norm").subspace("reasoning", 1)
+
+    # The meta device computes nothing but refuses to mix with the CPU, as a GPU does.
+    moved = tail.to(torch.device("meta"))
+    assert moved.project(torch.zeros(3, 2, device="meta")).shape == (3, 1)
+
+
 def test_a_quantised_lm_head_is_refused_by_its_dtype():
     with pytest.raises(RecipeError, match=r"torch\.int8.*de-quantised"):
         fit_spectrum(head(torch.ones(4, 2, dtype=torch.int8)), "post_norm")

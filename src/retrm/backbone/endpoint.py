@@ -99,7 +99,7 @@ def sample_endpoint(
             "more of each"
         )
     jobs = [
-        _Job(p, k, _body(model, prompt, temperature, top_p, max_new_tokens, seed, p, k))
+        _Job(p, k, _body(model, prompt, temperature, top_p, max_new_tokens, seed, k))
         for p, prompt in enumerate(prompts)
         for k in range(n)
     ]
@@ -133,10 +133,10 @@ def _body(
     top_p: float,
     max_new_tokens: int,
     seed: int,
-    index: int,
     number: int,
 ) -> dict[str, Any]:
-    digest = hashlib.sha256(f"{seed} {index} {number}".encode()).digest()
+    # Keyed by what is asked, as local sampling is: a run that goes on repeats no seed.
+    digest = hashlib.sha256(f"{seed} {prompt.key} {number}".encode()).digest()
     body: dict[str, Any] = {
         "model": model,
         "messages": [message.as_dict() for message in prompt.messages],

@@ -59,7 +59,7 @@ def stats(
 
     summary = asdict(describe(load_table(data, format=format, attribute=attribute)))
     if json:
-        print_json(summary)
+        print_json({k: None if v != v else v for k, v in summary.items()})
         return
     rows = [[name.replace("_", " "), _cell(value)] for name, value in summary.items()]
     out.print(table(data, ["", "value"], rows))

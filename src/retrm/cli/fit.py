@@ -147,7 +147,8 @@ def fit(
     )
     err.print(f"{len(table):,} answers to {len(table.candidate_sets()):,} prompts from {data}")
     store = output / "features"
-    sink = ShardSink(store, recipes_of(backbone, table, methods), backbone.fingerprint)
+    recipes = recipes_of(backbone, table, methods)
+    sink = ShardSink(store, recipes, backbone.fingerprint, dtype=backbone.dtype)
     with reading_progress("reading") as on_progress:
         fits = fit_methods(
             table,
@@ -162,7 +163,13 @@ def fit(
             on_progress=on_progress,
         )
     held_out = table.take(fits.test_rows.tolist())
-    figures = measure(fits.test_scores, held_out, fits.log_probability, seed=seed)
+    figures = measure(
+        fits.test_scores,
+        held_out,
+        fits.log_probability,
+        label_threshold=label_threshold,
+        seed=seed,
+    )
     metrics = figures.as_dict() if figures is not None else {}
     for made, folder in zip(fits.models, folders, strict=True):
         made.with_metrics(metrics).save(folder)
@@ -180,7 +187,9 @@ def _settings(config: Path | None) -> dict[str, Any]:
         raise RecipeError(f"cannot read {config}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{config} is no valid TOML: {error}") from error
-    for key in values:
+    for key, value in values.items():
+        if not isinstance(value, dict):
+            raise RecipeError(f"{config}: {key} is {value!r}; expected a table [{key}]")
         if key not in ("recipe", "gradient"):
             raise RecipeError(
                 f"{config}: unknown table [{key}]. {did_you_mean(key, ('recipe', 'gradient'))}"

@@ -252,9 +252,15 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
     if not rows:
         out.print("No held-out figures were measured (fitted without a test part).", markup=False)
         return
-    title = f"Held-out: {metrics['n_prompts']} prompts, {metrics['n_mixed']} with right and wrong"
-    columns = ("", "pooled AUROC", "within-prompt AUROC", "best-of-N")
-    names = ("pooled_auroc", "within_auroc", "best_of_n")
+    if "n_pairs" in metrics:
+        title = f"Held-out: {metrics['n_pairs']} pairs of {metrics['n_prompts']} prompts"
+        columns, names = ("", "pair accuracy"), ("accuracy",)
+    else:
+        title = (
+            f"Held-out: {metrics['n_prompts']} prompts, {metrics['n_mixed']} with right and wrong"
+        )
+        columns = ("", "pooled AUROC", "within-prompt AUROC", "best-of-N")
+        names = ("pooled_auroc", "within_auroc", "best_of_n")
     cells = [(row["name"], *(_interval(row.get(name)) for name in names)) for row in rows]
     out.print(table(title, columns, cells), soft_wrap=False)
     out.print("95 % intervals, prompts resampled.", markup=False)

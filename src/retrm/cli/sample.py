@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from retrm.cli.console import err, print_json, progress
 from retrm.cli.options import Count, Output
-from retrm.errors import DataError, OutputError
+from retrm.errors import DataError, OutputError, RecipeError
 
 
 def sample(
@@ -72,6 +72,12 @@ def sample(
     """
     from retrm.data.problems import read_problems
 
+    if endpoint is not None and top_k:
+        raise RecipeError(
+            "--top-k is not part of the OpenAI protocol; leave it out with --endpoint"
+        )
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; expected a file name for the answers")
     questions = read_problems(problems, limit=limit)
     settings = {
         "model": model,
@@ -81,6 +87,8 @@ def sample(
         "top_k": top_k,
         "max_new_tokens": max_new_tokens,
         "seed": seed,
+        "endpoint": endpoint,
+        "dtype": dtype,
     }
     part = output.with_name(output.name + ".part")
     done = _resume(part, settings, [q.prompt_id for q in questions])
@@ -88,13 +96,12 @@ def sample(
     if done:
         err.print(f"going on after {done:,} questions in {part}")
     counts = {"questions": len(questions), "answers": 0, "cut": 0}
+    # The model is loaded before the first byte is written: a misspelt name leaves nothing behind.
+    drawn = _draw(model, [q.prompt for q in todo], settings, batch_size, endpoint, device, dtype)
     with _append(part) as file, progress("sampling") as report:
-        if done == 0:
+        if file.tell() == 0:
             file.write(json_module.dumps({"settings": settings}) + "\n")
         total = len(todo) * n
-        drawn = _draw(
-            model, [q.prompt for q in todo], settings, batch_size, endpoint, device, dtype
-        )
         for question, answers in zip(todo, _by_question(drawn, n), strict=True):
             file.write(json_module.dumps(_row(question, answers), ensure_ascii=False) + "\n")
             file.flush()

@@ -54,8 +54,11 @@ def score(
     """
     from retrm.data.load import iter_parsed
     from retrm.errors import RecipeError
+    from retrm.records import OVERLONG
     from retrm.scorers.open import open_scorer
 
+    if overlong not in OVERLONG:
+        raise RecipeError(f"unknown policy overlong={overlong!r}; expected {', '.join(OVERLONG)}")
     if json and output is None:
         raise RecipeError(
             "--json prints a summary on stdout, where the rows would go; add --output"
@@ -85,10 +88,15 @@ def score(
 
 
 def _score(scorer: Any, answers: list[Any], overlong: str) -> np.ndarray:
+    from retrm.errors import RecipeError
     from retrm.scorers.reward_model import RewardModel
 
     if isinstance(scorer, RewardModel):
         return scorer.score(answers, overlong=overlong)  # type: ignore[arg-type]
+    if overlong != "error":
+        raise RecipeError(
+            f"--overlong {overlong} is for reward models; {scorer.name} does not cut or skip answers"
+        )
     return scorer.score(answers)
 
 

@@ -57,7 +57,6 @@ def select(
 
     from retrm.data.load import load_table
     from retrm.errors import DataError, RecipeError, did_you_mean
-    from retrm.scorers.baseline import LengthScorer
     from retrm.scorers.open import open_scorer
     from retrm.selection import RULES, apply
 
@@ -86,9 +85,7 @@ def select(
         answers.prompt_ids.tolist(),
         scores=scores,
         keys=keys,
-        lengths=LengthScorer(prefers="longest").score(answers.answers)
-        if "lengths" in spec.needs
-        else None,
+        lengths=_lengths(answers) if "lengths" in spec.needs else None,
         other=second,
         options={"weights": weights} if "weights" in spec.options else None,
         fallback_to_best_of_n=fallback,
@@ -110,6 +107,14 @@ def select(
     if not np.isnan(answers.labels).any() and np.isin(answers.labels, (0, 1)).all():
         summary |= _accuracy(answers, kept)
     _print(summary, rows, output, json)
+
+
+def _lengths(answers: Any) -> list[int]:
+    # One unit for the whole file: sampled tokens where every row has them, else characters.
+    rows = answers.answers
+    if all(answer.response_ids is not None for answer in rows):
+        return [len(answer.response_ids) for answer in rows]
+    return [len(answer.response) for answer in rows]
 
 
 def _row(answers: Any, scores: Any, prompt: str, row: int | None) -> dict[str, Any]:

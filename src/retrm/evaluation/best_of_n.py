@@ -236,8 +236,14 @@ def _pooled(
     members = []
     for fold in np.unique(folds):
         rows = folds == fold
+        if len(np.unique(labels[rows])) < 2:  # small data: this fold has nothing to compare
+            continue
         member = auroc_statistic(scores[rows], labels[rows], ids[rows])
         members.append((np.array([place[p] for p in member.prompts.tolist()]), member))
+    if not members:
+        raise LabelError(
+            "no fold holds both right and wrong answers; use fewer folds or more prompts"
+        )
     return clustered_bootstrap(_FoldAUROC(prompts, tuple(members), len(scores)), seed=seed)
 
 

@@ -26,14 +26,17 @@ def measure(
     log_probability: np.ndarray,
     *,
     folds: np.ndarray | None = None,
+    label_threshold: float | None = None,
     seed: int = 0,
 ) -> Comparison | PairComparison | None:
     """The table that fits the labels of `table`; None if it carries nothing to compare.
 
-    Right/wrong labels with several answers a prompt give best-of-N, preferences give pair accuracy.
+    Right/wrong labels with several answers a prompt give best-of-N; preferences, ranks and grades
+    give pair accuracy (grades at or above `label_threshold` count as right where one is given).
     """
+    table = table.judged(label_threshold=label_threshold)
     baselines = baseline_scores(table, log_probability)
-    pairs = [*table.pairs, *(p for ranked in table.ranked for p in ranked.pairs())]
+    pairs = table.preferences()
     if pairs:
         return compare_pairs(scores, baselines, pairs, table.prompt_ids.tolist(), seed=seed)
     labelled = np.flatnonzero(~np.isnan(table.labels))

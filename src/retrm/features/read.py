@@ -21,10 +21,9 @@ from retrm.errors import RecipeError
 from retrm.features.recipe import Recipe
 from retrm.features.reduce import BatchIndex, Features, Reducer
 from retrm.features.sink import FeatureSink, MemorySink
-from retrm.records import Answer
+from retrm.records import OVERLONG, Answer
 
 Overlong = Literal["error", "truncate_left", "skip"]
-OVERLONG = ("error", "truncate_left", "skip")
 PAD_ID = 0  # any valid id: padding stands behind every token that is read and is masked
 
 

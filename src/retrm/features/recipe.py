@@ -57,6 +57,12 @@ class Recipe:
     counts_end: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("layers", "subspace"):
+            if not isinstance(getattr(self, name), str):
+                got = getattr(self, name)
+                raise RecipeError(f'{name} is {got!r}; expected text, such as {name} = "{got}"')
+        if not isinstance(self.counts_end, bool):
+            raise RecipeError(f"counts_end is {self.counts_end!r}; expected true or false")
         for name, choices in CHOICES.items():
             got = getattr(self, name)
             if got not in choices:

@@ -888,7 +888,7 @@ def _folds(
 
 
 def _check_fold(kept: _Objective, judged: _Objective, fold: int, n_folds: int) -> None:
-    advice = "Bring more prompts, use fewer folds, or choose lam yourself."
+    advice = "Bring more prompts (at least a few per fold)."
     for part, name in ((kept, "training"), (judged, "held-out")):
         if not bool((part.weights > 0).any()):
             raise FitError(

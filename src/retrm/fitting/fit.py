@@ -34,7 +34,7 @@ from retrm.heads.linear import LinearHead
 from retrm.heads.registry import make_head
 from retrm.losses import LOSSES
 from retrm.methods import Method
-from retrm.records import AnswerTable
+from retrm.records import Answer, AnswerTable
 from retrm.scorers.reward_model import RewardModel
 
 N_SELFTEST = 3
@@ -58,7 +58,8 @@ class Fits:
         train_rows: rows of the table they were fitted on.
         test_rows: rows of the table held out, by prompt.
         test_scores: (len(test_rows),) per method name.
-        log_probability: (len(test_rows),) mean log-probability under the backbone, the baseline.
+        log_probability: (len(test_rows),) mean log-probability of the answers, the baseline: as the
+            sampler recorded it, else under the backbone.
         reading: tokens, seconds and counts of the reading.
     """
 
@@ -350,9 +351,13 @@ def _reward_model(
     )
     model = RewardModel(artifact, backbone)
     # Short answers keep the self-test, and so every load, quick.
-    shortest = sorted(train, key=lambda row: len(table.answers[row].response))[: 20 * N_SELFTEST]
+    shortest = sorted(train, key=lambda row: _text_length(table.answers[row]))[: 20 * N_SELFTEST]
     chosen = [table.answers[row] for row in shortest[:: max(1, len(shortest) // N_SELFTEST)]]
     return model.with_selftest(chosen[:N_SELFTEST])
+
+
+def _text_length(answer: Answer) -> int:
+    return len(answer.response) + sum(len(m.content) for m in answer.prompt.messages)
 
 
 def _fit_convex(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retrm.errors import FitError, LabelError
 from retrm.losses import LOSSES
-from retrm.records import AnswerTable, Pair
+from retrm.records import AnswerTable
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,9 @@ class Targets:
         Raises:
             LabelError: no labels and no pairs.
         """
-        labels = table.labels.astype(np.float64)
-        pairs = [*table.pairs, *(p for ranked in table.ranked for p in ranked.pairs())]
-        if label_threshold is not None:
-            labels = np.where(np.isnan(labels), np.nan, (labels >= label_threshold).astype(float))
-        known = labels[~np.isnan(labels)]
-        if known.size and not np.isin(known, (0.0, 1.0)).all():
-            pairs += _graded_pairs(table, labels)
-            labels = np.full_like(labels, np.nan)
-        if not known.size and not pairs:
+        judged = table.judged(label_threshold=label_threshold)
+        labels, pairs = judged.labels, judged.preferences()
+        if np.isnan(labels).all() and not pairs:
             raise LabelError(
                 f"{len(table)} answers carry no labels, pairs or ranks; expected a label per answer, "
                 "chosen/rejected pairs, or ranks. Grade rollouts first: retrm grade ROLLOUTS"
@@ -111,8 +105,18 @@ def check_targets(targets: Targets, loss: str) -> None:
                 f"the loss {loss} needs preference pairs and the data have none; use loss=bce or "
                 "loss=pairwise_logistic with right/wrong labels"
             )
+        if (targets.margins < 0).any():
+            raise LabelError(
+                f"got {int((targets.margins < 0).sum())} negative margins; expected 0 or more, since a "
+                "margin says by how much chosen should lead. Swap those pairs, or leave `margin` out"
+            )
     else:
         _check_labels(targets, loss, needs_mixed=needs == "groups")
+    if loss == "nca" and (torch.bincount(targets.groups[targets.is_labelled]) == 1).any():
+        raise FitError(
+            "the loss nca needs at least two labelled answers to every prompt; leave prompts with one "
+            "out, or use loss=bce"
+        )
     if targets.n_prompts < 2:
         raise FitError(
             "all answers belong to one prompt; expected at least two, since prompts are what is "
@@ -184,11 +188,3 @@ def _group_numbers(table: AnswerTable) -> Tensor:
     return torch.tensor(
         [seen.setdefault(a.prompt_id, len(seen)) for a in table.answers], dtype=torch.int64
     )
-
-
-def _graded_pairs(table: AnswerTable, labels: np.ndarray) -> list[Pair]:
-    pairs = []
-    for group in table.candidate_sets():
-        for i in group.rows:
-            pairs += [Pair(i, j) for j in group.rows if labels[i] > labels[j]]
-    return pairs

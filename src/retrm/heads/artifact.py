@@ -156,6 +156,7 @@ def load_artifact(folder: Path) -> Artifact:
         )
         head = _build_head(folder, manifest["head"], tensors)
         bases = _build_bases(folder, manifest["subspaces"], tensors)
+        facts = {key: manifest[key] for key in ("method", "loss", "fitted", "metrics")}
     except (KeyError, TypeError, SafetensorError) as error:
         raise ArtifactError(
             f"{folder / MANIFEST} is not complete ({type(error).__name__}: {error}); expected a "
@@ -164,15 +165,7 @@ def load_artifact(folder: Path) -> Artifact:
     except RecipeError as error:
         raise ArtifactError(f"{folder / MANIFEST}: {error}") from error
     return Artifact(
-        method=manifest["method"],
-        recipe=recipe,
-        head=head,
-        loss=manifest["loss"],
-        bases=bases,
-        backbone=identity,
-        selftest=selftest,
-        fitted=manifest["fitted"],
-        metrics=manifest["metrics"],
+        recipe=recipe, head=head, bases=bases, backbone=identity, selftest=selftest, **facts
     )
 
 

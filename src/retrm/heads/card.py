@@ -63,6 +63,8 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
     rows = metrics.get("rows")
     if not rows:
         return ["No held-out figures were measured (fitted without a test part).", ""]
+    if "n_pairs" in metrics:
+        return _pair_metrics(metrics)
     lines = [
         f"Held-out prompts: {metrics['n_prompts']} ({metrics['n_mixed']} with right and wrong "
         "answers). 95 % intervals resample prompts.",
@@ -73,6 +75,20 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
     lines += [
         f"| {row['name']} | {_cell(row.get('within_auroc'))} | {_cell(row['best_of_n'])} |"
         for row in rows
+    ]
+    return [*lines, ""]
+
+
+def _pair_metrics(metrics: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"Held-out pairs: {metrics['n_pairs']} of {metrics['n_prompts']} prompts; a tie counts one "
+        "half. 95 % intervals resample prompts.",
+        "",
+        "| | pair accuracy | ties |",
+        "|---|---|---|",
+    ]
+    lines += [
+        f"| {row['name']} | {_cell(row['accuracy'])} | {row['n_ties']} |" for row in metrics["rows"]
     ]
     return [*lines, ""]
 

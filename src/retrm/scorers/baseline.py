@@ -13,7 +13,7 @@ from retrm.records import Answer
 
 
 class LengthScorer:
-    """Longest or shortest answer first; in sampled tokens where they are known, else characters."""
+    """Longest or shortest answer first, in characters: the one length that every row has."""
 
     def __init__(self, *, prefers: str) -> None:
         self.name = prefers
@@ -21,15 +21,11 @@ class LengthScorer:
 
     def score(self, answers: Sequence[Answer]) -> np.ndarray:
         """Plus or minus the length."""
-        if all(a.response_ids is not None for a in answers):
-            lengths = [len(a.response_ids or ()) for a in answers]
-        else:
-            lengths = [len(a.response) for a in answers]
-        return self._sign * np.array(lengths, dtype=np.float64)
+        return self._sign * np.array([len(a.response) for a in answers], dtype=np.float64)
 
 
 class RandomScorer:
-    """A number that depends on the answer's text and the seed only."""
+    """A number that depends on the answer and the seed only; equal answers tie."""
 
     name = "random"
 
@@ -37,10 +33,10 @@ class RandomScorer:
         self.seed = seed
 
     def score(self, answers: Sequence[Answer]) -> np.ndarray:
-        """Uniform in 0..1; equal candidates at different places get different scores."""
+        """Uniform in 0..1."""
         out = []
-        for i, a in enumerate(answers):
-            text = f"{self.seed}\x00{i}\x00{a.prompt_id}\x00{a.response}"
+        for a in answers:
+            text = f"{self.seed}\x00{a.prompt_id}\x00{a.response}"
             digest = hashlib.sha256(text.encode()).digest()
             out.append(int.from_bytes(digest[:8], "big") / 2**64)
         return np.array(out)

@@ -16,7 +16,7 @@ import torch
 from retrm.backbone.base import Backbone, Rendered
 from retrm.backbone.load import load_backbone
 from retrm.errors import DataError, FingerprintError, SelfTestError
-from retrm.features.read import Overlong, Progress, read, read_rendered
+from retrm.features.read import Overlong, Progress, read, read_rendered, render_all
 from retrm.features.reduce import Reducer
 from retrm.heads.artifact import Artifact, SelfTestItem, load_artifact, save_artifact
 from retrm.heads.card import model_card
@@ -168,7 +168,7 @@ class RewardModel:
 
     def token_scores_of(self, answer: Answer) -> TokenScores:
         """The same for a row of a table (sampled token ids are used where they are known)."""
-        rendered = self.backbone.renderer.render(answer)
+        (rendered,) = render_all(self.backbone, [answer]).rendered
         recipe = replace(self.artifact.recipe, pooling="tokens")
         reducer = Reducer(recipe, self.backbone, bases=self.artifact.bases)
         values = read_rendered(self.backbone, [rendered], reducer).values.float()
@@ -191,7 +191,7 @@ class RewardModel:
 
     def with_selftest(self, answers: Sequence[Answer]) -> Self:
         """The same model with a self-test: these answers and the scores they get, read alone."""
-        rendered = [self.backbone.renderer.render(answer) for answer in answers]
+        rendered = render_all(self.backbone, answers, overlong="truncate_left").rendered
         items = [SelfTestItem(r, float(self.score_rendered([r])[0])) for r in rendered]
         return type(self)(replace(self.artifact, selftest=items), self.backbone, name=self.name)
 

@@ -33,14 +33,27 @@ class ShardSink:
     """Features of one reading in a folder; implements `FeatureSink`."""
 
     def __init__(
-        self, folder: Path, recipes: Mapping[str, Recipe], fingerprint: Fingerprint
+        self,
+        folder: Path,
+        recipes: Mapping[str, Recipe],
+        fingerprint: Fingerprint,
+        *,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Name the folder and what it must hold; nothing is touched until `open`."""
+        """Name the folder and what it must hold; nothing is touched until `open`.
+
+        Args:
+            folder: of the store.
+            recipes: name -> recipe of the reading.
+            fingerprint: of the backbone.
+            dtype: in which the backbone multiplies; states of another precision are other states.
+        """
         self.folder = Path(folder)
         self.header = {
             "format_version": FORMAT_VERSION,
             "recipes": {name: asdict(recipe) for name, recipe in sorted(recipes.items())},
             "fingerprint": asdict(fingerprint),
+            "precision": str(dtype),
         }
         self._shards: list[dict[str, Any]] = []
         self._keys: list[str] = []
@@ -70,7 +83,7 @@ class ShardSink:
         if not manifest.exists():
             return set()
         stored = _read_manifest(manifest)
-        for field in ("format_version", "recipes", "fingerprint"):
+        for field in ("format_version", "recipes", "fingerprint", "precision"):
             if stored.get(field) != self.header[field]:
                 raise StoreError(
                     f"{self.folder} holds a reading with another {field.replace('_', ' ')}; expected "
