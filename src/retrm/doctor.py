@@ -581,12 +581,10 @@ class _Examination:
         ends = getattr(renderer, "end_ids", None)
         if not ends:
             raise _DoesNotApplyError("the renderer knows no end-of-turn token")
-        # Only a renderer with a tokenizer knows unfinished answers; the toy one ends them all.
-        knows_unfinished = hasattr(renderer, "tokenizer")
         wrong = 0
         for answer, item in zip(self.fitted.answers, self.rendered, strict=True):
             judged, behind = item.ids[item.start : item.stop], item.ids[item.stop :]
-            is_ended = answer.finished is not False or not knows_unfinished
+            is_ended = answer.finished is not False
             wrong += (judged[-1] in ends) != (is_ended and renderer.counts_end)
             wrong += bool(behind) != (is_ended and not renderer.counts_end)
             wrong += any(token in ends for token in judged[:-1])

@@ -312,6 +312,7 @@ BAD = [
     Bad("impossible share", fit("--test-fraction", "1.5"), FitError, ("test_fraction is 1.5", "expected 0")),
     # lengths
     Bad("answer beyond the context", fit(records=[*GRADED, {**GRADED[0], "prompt_id": "long", "prompt": "long", "responses": ["x" * 2000] * 4}]), OverlongError, ("f.jsonl:13", "1024"), True),
+    Bad("everything skipped", fit("--overlong", "skip", records=[{**r, "prompt": r["prompt"] * 200} for r in GRADED]), OverlongError, ("48 of 48 answers were skipped", "truncate_left"), True),
     Bad("unknown length policy", fit("--overlong", "cut"), RecipeError, ("unknown policy overlong='cut'", "truncate_left"), True),
     # models
     Bad("unknown model", command("fit", "{d}/f.jsonl", "--model", "smolm2-135m", "-o", "{d}/out", records=GRADED), BackboneError, ("smolm2-135m", "Did you mean 'smollm2-135m'?"), True),

@@ -13,7 +13,7 @@ import torch
 
 from retrm.backbone.base import Backbone
 from retrm.data.split import prompt_folds, split_by_prompt
-from retrm.errors import FitError, RecipeError, did_you_mean
+from retrm.errors import FitError, OverlongError, RecipeError, did_you_mean
 from retrm.features.read import Overlong, Progress, Reading, read
 from retrm.features.recipe import Recipe
 from retrm.features.reduce import Features, Reducer
@@ -262,6 +262,11 @@ def fit(
     kept = {int(row): i for i, row in enumerate(reading.rows)}
     train = np.array([row for row in train if row in kept], dtype=int)
     test = np.array([row for row in test if row in kept], dtype=int)
+    if reading.n_skipped and targets.take(train).n_prompts < 2:
+        raise OverlongError(
+            f"{reading.n_skipped:,} of {len(table):,} answers were skipped as over-long and the rest is "
+            "too little to fit on; use overlong=truncate_left, or a model with a longer context"
+        )
     provenance = {
         "source": source,
         "seed": seed,

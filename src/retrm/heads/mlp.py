@@ -83,7 +83,7 @@ class MLPHead(_Perceptron):
             running = self.rows(values)
         contributions = torch.diff(running, prepend=running.new_zeros(1))
         return TokenView(
-            float(running[-1]), self.rows(values), torch.ones(len(values)), contributions, running
+            running[-1].item(), self.rows(values), torch.ones(len(values)), contributions, running
         )
 
 
@@ -109,4 +109,4 @@ class WorstTokenHead(_Perceptron):
         contributions, gates = torch.zeros_like(rewards), torch.zeros_like(rewards)
         contributions[worst], gates[worst] = rewards[worst], 1.0
         running = rewards.cummin(0).values
-        return TokenView(float(rewards[worst]), rewards, gates, contributions, running)
+        return TokenView(rewards[worst].item(), rewards, gates, contributions, running)
