@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m retrm.backbone.embedded
 	touch $(READY)
 
-demo: setup      ## the main job on real answers: read once, fit four heads, compare, answer live
+demo: setup      ## the main job on real answers: read once, fit five heads, compare, answer live
 	$(BIN)/python recipes/demo/run.py
 
 test: setup      ## the whole test suite

@@ -105,7 +105,9 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rollouts", type=Path, default=HERE / "rollouts.jsonl")
+    parser.add_argument(
+        "--rollouts", type=Path, default=HERE / "rollouts.jsonl", help="graded answers of the model"
+    )
     parser.add_argument("--folds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="default: %(default)s")
     return parser.parse_args()

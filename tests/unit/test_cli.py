@@ -162,6 +162,34 @@ def test_select_keeps_one_answer_a_prompt_by_every_rule(rule, model, rollouts, t
     assert summary["pass_at_1"] <= summary["oracle"] == 1.0
 
 
+def test_select_writes_one_tab_separated_line_a_prompt_to_a_pipe(rollouts, capsys):
+    run("select", "shortest", rollouts)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [f"q{p}" for p in range(12)]
+
+
+def test_a_folder_of_several_reward_models_is_refused_with_their_names(rollouts, tmp_path, capsys):
+    run(
+        "fit",
+        rollouts,
+        "--model",
+        "fake",
+        "-o",
+        tmp_path / "m",
+        "--method",
+        "last_token",
+        "--method",
+        "elhsr",
+    )
+    capsys.readouterr()
+
+    assert run("score", tmp_path / "m", rollouts) == 2
+    printed = "".join(capsys.readouterr().err.split())
+    assert "m/elhsr" in printed
+    assert "m/last_token" in printed
+
+
 def test_select_works_with_a_baseline_scorer(rollouts, capsys):
     run("select", "shortest", rollouts, "--json")
 

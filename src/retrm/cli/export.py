@@ -31,7 +31,7 @@ def export(
     to
         hf = AutoModelForSequenceClassification.
     bias
-        exact refuses a bias that the architecture cannot hold; drop leaves it out, which lowers all
+        exact refuses a bias that the architecture cannot hold; drop leaves it out, which moves all
         scores by one number and changes no ranking.
     model
         Where the backbone lies now, if its stored name no longer finds it.
@@ -58,7 +58,7 @@ def export(
     )
     if result.bias == "dropped":
         out.print(
-            f"the bias was dropped: reward model's score = logit + {result.offset:.6g}",
+            f"the bias was dropped: reward model's score = logit {result.offset:+.6g}",
             markup=False,
         )
     if result.has_new_pad:

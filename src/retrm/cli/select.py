@@ -1,10 +1,11 @@
 """`retrm select`: the answer to keep, per prompt."""
 
 import json as json_module
+import sys
 from pathlib import Path
 from typing import Any
 
-from retrm.cli.console import err, out, print_json, table
+from retrm.cli.console import err, print_json, table
 from retrm.cli.options import OptionalOutput
 
 
@@ -39,7 +40,8 @@ def select(
     rule
         See above.
     output
-        JSONL file: prompt_id, the kept response, its score and key.
+        JSONL file: prompt_id, the kept response, its score and key, and its index among all answers
+        of the file.
     model
         Backbone of log_probability, or where the backbone of the folder lies now.
     other
@@ -165,7 +167,7 @@ def _print(
     if output is None:
         for row in rows:
             shown = "(abstained)" if row["response"] is None else row["response"]
-            out.print(f"{row['prompt_id']}\t{shown}".replace("\n", " "), markup=False)
+            sys.stdout.write(f"{row['prompt_id']}\t{' '.join(shown.split())}\n")
     cells = [
         [name.replace("_", " "), f"{value:.3f}" if isinstance(value, float) else value]
         for name, value in summary.items()

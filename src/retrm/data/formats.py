@@ -378,7 +378,8 @@ def _prompt_and_text(record: Record) -> tuple[Prompt, str]:
 def _parse_unpaired(record: Record, options: Options) -> Parsed:
     """One answer with an outcome."""
     prompt, text = _prompt_and_text(record)
-    label = read_label(record.fields["label"], record.where)
+    column = "label" if "label" in record.fields else "correct"
+    label = read_label(record.fields[column], record.where)
     return _one(record, "unpaired", label, is_labelled=True, prompt=prompt, text=text)
 
 
@@ -537,7 +538,7 @@ FORMATS: Mapping[str, Format] = {
     ),
     "unpaired": Format(
         "one answer and its outcome",
-        (PROMPT, RESPONSE, ("label",)),
+        (PROMPT, RESPONSE, ("label", "correct")),
         _parse_unpaired,
         beats=("unlabelled", "messages"),
     ),

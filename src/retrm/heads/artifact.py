@@ -178,6 +178,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             f"{did_you_mean(folder.name, beside) if beside else ''}".strip()
         )
     if not path.is_file():
+        inside = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
+        if inside:
+            raise ArtifactError(
+                f"{folder} holds {len(inside)} reward models, one a method; name one of them: "
+                f"{', '.join(str(folder / name) for name in inside)}"
+            )
         raise ArtifactError(
             f"{folder} has no {MANIFEST}; expected a reward model made by retrm fit. If this is an "
             "ordinary checkpoint, score it as hf:PATH"

@@ -247,7 +247,7 @@ def _score_layer(model: RewardModel, classifier_class: type, policy: BiasPolicy)
         return _Score(weight.float(), None, "dropped", b)
     raise ExportError(
         f"the head has the bias {b:.6g}, and {classifier_class.__name__} has no bias to hold it. "
-        "Export with bias='drop' (--bias drop): every score is then lower by that number, and no "
+        "Export with bias='drop' (--bias drop): every score then lacks that number, and no "
         "ranking changes. Or fit on pairs, where the bias is 0"
     )
 
@@ -421,6 +421,8 @@ def _scratch(folder: Path) -> Path:
 def _move_into_place(scratch: Path, folder: Path) -> None:
     try:
         scratch.chmod(0o755)
+        for file in scratch.iterdir():  # safetensors writes its files for the owner only
+            file.chmod(0o644)
         if folder.exists():
             folder.rmdir()
         scratch.rename(folder)
