@@ -7,7 +7,7 @@ from retrm.backbone.base import Rendered
 from retrm.backbone.batching import build, plan_batches
 from retrm.errors import RecipeError, RenderError
 
-PAD = 99
+PAD = 10_000  # no generated id reaches it
 
 
 def answer(prompt: tuple[int, ...], n: int, *, extra: int = 0, first: int = 50) -> Rendered:
