@@ -36,7 +36,7 @@ fix: setup       ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-rollouts: setup  ## make the demo's committed answers again (about half an hour on two cores)
+rollouts: setup  ## make the demo's committed answers again
 	bash recipes/demo/make_rollouts.sh
 
 clean:           ## remove the environment and everything that was made

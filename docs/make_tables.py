@@ -8,30 +8,23 @@ import json
 import sys
 from pathlib import Path
 
+from retrm.cli.tables import interval
+from retrm.metrics import Interval
+
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- demo-table: made by docs/make_tables.py from docs/results/demo.json -->"
 END = "<!-- /demo-table -->"
 
 
-def number(value: float) -> str:
-    """`.812`; `-.035`; `1.000`."""
-    text = f"{value:.3f}"
-    return text.replace("0.", ".", 1) if abs(value) < 1 else text
+def cell(stored: dict | None) -> str:
+    """An interval as the command line prints it."""
+    return interval(None if stored is None else Interval(**stored))
 
 
-def cell(interval: dict | None) -> str:
-    """`.812 [.790, .833]`."""
-    if interval is None:
-        return "–"
-    return f"{number(interval['value'])} [{number(interval['low'])}, {number(interval['high'])}]"
-
-
-def signed(interval: dict | None) -> str:
+def signed(stored: dict | None) -> str:
     """The same in bold where the interval excludes zero."""
-    if interval is None:
-        return "–"
-    sure = interval["low"] > 0 or interval["high"] < 0
-    return f"**{cell(interval)}**" if sure else cell(interval)
+    sure = stored is not None and (stored["low"] > 0 or stored["high"] < 0)
+    return f"**{cell(stored)}**" if sure else cell(stored)
 
 
 def demo_table(results: dict) -> str:
