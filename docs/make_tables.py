@@ -3,28 +3,15 @@
 Run it as `python docs/make_tables.py`.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
-from retrm.cli.tables import interval
-from retrm.metrics import Interval
+from tables_in_pages import difference, figure, stored, table, write_or_check
+
+from retrm.reports.words import NONE
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN = "<!-- demo-table: made by docs/make_tables.py from docs/results/demo.json -->"
-END = "<!-- /demo-table -->"
-
-
-def cell(stored: dict | None) -> str:
-    """An interval as the command line prints it."""
-    return interval(None if stored is None else Interval(**stored))
-
-
-def signed(stored: dict | None) -> str:
-    """The same in bold where the interval excludes zero."""
-    sure = stored is not None and (stored["low"] > 0 or stored["high"] < 0)
-    return f"**{cell(stored)}**" if sure else cell(stored)
 
 
 def demo_table(results: dict) -> str:
@@ -38,19 +25,17 @@ def demo_table(results: dict) -> str:
         "recovered",
         *(f"best of {results['n_candidates']} minus {name}" for name in others),
     ]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for row in results["rows"]:
-        name = f"`{row['name']}`" if row["kind"] == "head" else row["name"]
-        recovered = "–" if row["kind"] == "bound" else f"{row['recovered']:.0%}"
-        cells = [
-            name,
-            cell(row["pooled_auroc"]),
-            cell(row["within_auroc"]),
-            cell(row["best_of_n"]),
-            recovered,
-            *(signed(row["minus"].get(other)) for other in others),
+    rows = [
+        [
+            f"`{row['name']}`" if row["kind"] == "head" else row["name"],
+            figure(stored(row["pooled_auroc"])),
+            figure(stored(row["within_auroc"])),
+            figure(stored(row["best_of_n"])),
+            NONE if row["kind"] == "bound" else f"{row['recovered']:.0%}",
+            *(difference(stored(row["minus"].get(other))) for other in others),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        for row in results["rows"]
+    ]
     notes = (
         f"{results['n_prompts']} questions ({results['n_mixed']} with right and wrong answers), "
         f"{results['n_answers']:,} answers. 95 % intervals resample questions; bold differences exclude "
@@ -59,26 +44,14 @@ def demo_table(results: dict) -> str:
         f"({results['machine']['threads']} threads: reading {results['reading']['elapsed_s']:.0f} s, "
         f"all in all {results['elapsed_s']:.0f} s)."
     )
-    return "\n".join([*lines, "", notes])
+    return f"{table(head, rows)}\n\n{notes}"
 
 
-def main() -> int:
-    """Rewrite or check."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
-    readme = ROOT / "README.md"
+def blocks() -> dict[str, str]:
+    """Every generated block of the README."""
     results = json.loads((ROOT / "docs/results/demo.json").read_text("utf-8"))
-    text = readme.read_text("utf-8")
-    start, stop = text.index(BEGIN) + len(BEGIN), text.index(END)
-    made = f"{text[:start]}\n{demo_table(results)}\n{text[stop:]}"
-    if args.check:
-        if made != text:
-            sys.stderr.write("README.md is out of date: run python docs/make_tables.py\n")
-        return int(made != text)
-    readme.write_text(made, "utf-8")
-    return 0
+    return {"demo-table": demo_table(results)}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(write_or_check(ROOT / "README.md", blocks, about=__doc__.splitlines()[0]))

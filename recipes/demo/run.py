@@ -31,8 +31,8 @@ from retrm.files import write_json
 from retrm.fitting.fit import cross_fit, fit_on_reading, log_probability_of, read_for
 from retrm.fitting.targets import Targets
 from retrm.methods import METHODS
-from retrm.plots import best_of_n_png
 from retrm.records import Answer, AnswerTable
+from retrm.reports.best_of_n import best_of_n_png
 from retrm.scorers.reward_model import RewardModel
 
 HERE = Path(__file__).parent

@@ -687,10 +687,11 @@ class _Examination:
             with contextlib.suppress(_KilledError):
                 run(answers, folder, _kill)
             resumed = run(answers, folder)
+            figure = max(  # before the folder goes: stored features are loaded when asked for
+                _feature_difference(whole.features[name], resumed.features[name])
+                for name in recipes
+            )
         n_expected = sum(item.stop for item in self.rendered[len(half) :])
-        figure = max(
-            _feature_difference(whole.features[name], resumed.features[name]) for name in recipes
-        )
         said = f"{len(half)} of {len(answers)} answers were stored; {resumed.n_tokens} tokens read"
         if resumed.n_tokens != n_expected:
             said += f", expected {n_expected}: something was read twice or left out"

@@ -81,7 +81,7 @@ def test_a_model_is_told_in_words_with_its_spectrum_and_the_caveat(llama, capsys
         "RMSNorm",
         "272 rows of the LM head",
         "reasoning:5% = last 1 of 16",
-        "not a proven fact",
+        "is an unproven idea",
     ):
         assert words in said
 
@@ -136,7 +136,7 @@ def test_a_reward_model_is_told_without_loading_its_backbone(tmp_path, capsys, m
         "1 answers, replayed on load",
         "0.655 [0.610, 0.700]",
         "12 prompts, 9 with right and wrong",
-        "not a proven fact",
+        "is an unproven idea",
     ):
         assert words in said
 

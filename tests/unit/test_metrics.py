@@ -224,7 +224,7 @@ def test_copies_of_a_row_do_not_narrow_the_interval():
 def test_memory_chunks_do_not_change_the_resamples(monkeypatch):
     scores, labels, ids = table(seed=8)
     whole = clustered_bootstrap(auroc_statistic(scores, labels, ids), n_resamples=100)
-    monkeypatch.setattr("retrm.metrics._CHUNK_CELLS", 77)
+    monkeypatch.setattr("retrm.metrics.intervals.CHUNK_CELLS", 77)
     assert clustered_bootstrap(auroc_statistic(scores, labels, ids), n_resamples=100) == whole
 
 

@@ -10,7 +10,7 @@ from retrm.backbone.fake import FakeBackbone
 from retrm.errors import OverlongError, RecipeError, StoreError
 from retrm.features.read import read
 from retrm.features.recipe import Recipe
-from retrm.features.reduce import Reducer
+from retrm.features.reduce import SCALARS, Reducer
 from retrm.features.subspace import fit_spectrum
 from retrm.records import Answer
 from retrm.store.shards import ShardSink
@@ -24,6 +24,8 @@ RECIPES = {
     "tail_tokens": Recipe(subspace="reasoning:4", pooling="tokens", point="residual", layers="2"),
     "logits": Recipe(source="logits", pooling="mean"),
     "scalars": Recipe(source="log_probability"),
+    "prompt_end": Recipe(pooling="prompt_end", layers="1,3"),
+    "centred_max": Recipe(subspace="middle:3", matrix="centred", pooling="max"),
 }
 
 
@@ -88,6 +90,30 @@ def test_subspace_features_are_coefficients_in_the_matching_coordinates(backbone
     assert torch.allclose(reading.features["tail_tokens"].values, folded.project(unit), atol=1e-5)
 
 
+def test_the_prompt_end_is_the_state_before_the_first_response_token(backbone):
+    rows = answers()[:3]  # one prompt, read once for all three
+    found = read(backbone, rows, RECIPES).features["prompt_end"].values
+    for row, answer in enumerate(rows):
+        _, seen, rendered = plain_states(backbone, answer)
+        top = seen[(backbone.n_layers, "post_norm")][rendered.start - 1]
+        assert torch.allclose(found[row, backbone.width :], top, atol=1e-5)
+
+
+def test_centred_features_are_coefficients_on_the_centred_spectrum(backbone):
+    answer = answers()[2]
+    states, _, _ = plain_states(backbone, answer)
+    weight = backbone.unembedding.weight.double()
+    _, _, vt = torch.linalg.svd(weight - weight.mean(0), full_matrices=False)
+
+    found = read(backbone, [answer], RECIPES).features["centred_max"].values[0]
+    # 3 of 16 from the middle: rows 6, 7, 8, up to sign, the maximum over tokens.
+    tokens = states[(backbone.n_layers, "post_norm")].double() @ vt[6:9].T
+    for i, value in enumerate(found.tolist()):
+        assert value == pytest.approx(tokens[:, i].max().item(), abs=1e-4) or value == (
+            pytest.approx((-tokens[:, i]).max().item(), abs=1e-4)
+        )
+
+
 def test_log_probability_is_the_mean_over_the_answers_own_tokens(backbone):
     answer = answers()[1]
     reading = read(backbone, [answer], RECIPES)
@@ -97,11 +123,16 @@ def test_log_probability_is_the_mean_over_the_answers_own_tokens(backbone):
 
     # Token t is predicted by the state at t-1.
     own = [log_p[t - 1, rendered.ids[t]].item() for t in range(rendered.start, rendered.stop)]
-    mean, lowest, entropy = reading.features["scalars"].values[0].tolist()
-    assert mean == pytest.approx(np.mean(own), abs=1e-5)
-    assert lowest == pytest.approx(min(own), abs=1e-5)
+    found = dict(zip(SCALARS, reading.features["scalars"].values[0].tolist(), strict=True))
     before = log_p[rendered.start - 1 : rendered.stop - 1]
-    assert entropy == pytest.approx(-(before.exp() * before).sum(-1).mean().item(), abs=1e-5)
+    entropy = -(before.exp() * before).sum(-1)
+    assert found == {
+        "mean_log_probability": pytest.approx(np.mean(own), abs=1e-5),
+        "min_log_probability": pytest.approx(min(own), abs=1e-5),
+        "mean_entropy": pytest.approx(entropy.mean().item(), abs=1e-5),
+        "last_entropy": pytest.approx(entropy[-1].item(), abs=1e-5),
+        "max_entropy": pytest.approx(entropy.max().item(), abs=1e-5),
+    }
 
 
 @settings(max_examples=15, deadline=None)

@@ -38,6 +38,13 @@ def test_hidden_states_is_the_transformers_tuple_residual_below_and_post_norm_at
             "cannot read residual states",
         ),
         ({"subspace": "semantic:4", "source": "logits"}, "has no subspace"),
+        ({"pooling": "promptend"}, "Did you mean 'prompt_end'?"),
+        ({"matrix": "centered"}, "Did you mean 'centred'?"),
+        ({"subspace": "middle:4", "matrix": "centred_folded"}, "cannot read post_norm states"),
+        (
+            {"subspace": "middle:4", "matrix": "centred", "point": "residual"},
+            "cannot read residual states",
+        ),
         ({"subspase": "full"}, "Did you mean 'subspace'?"),
     ],
 )
@@ -63,6 +70,33 @@ def test_impossible_layers_are_refused(layers, fragment):
         Recipe(layers=layers).layer_numbers(30)
 
     assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "point", "is_centred"),
+    [
+        *(("raw", "post_norm", False), ("folded", "residual", False)),
+        *(("centred", "post_norm", True), ("centred_folded", "residual", True)),
+        *(("auto", "post_norm", False), ("auto", "residual", False)),
+    ],
+)
+def test_each_matrix_has_its_state_point_and_is_centred_or_not(matrix, point, is_centred):
+    recipe = Recipe(subspace="reasoning:4", matrix=matrix, point=point)
+
+    assert recipe.is_centred == is_centred
+    assert Recipe(matrix=matrix).is_centred == is_centred  # without a subspace any point will do
+
+
+@pytest.mark.parametrize("subspace", ["middle:4", "random_singular:4@2", "coordinates:25%@7"])
+def test_controls_of_the_reasoning_subspace_are_recipes_too(subspace):
+    assert Recipe(subspace=subspace).subspace == subspace
+
+
+def test_the_end_of_the_prompt_is_one_row_an_answer():
+    assert Recipe(pooling="prompt_end").is_pooled
+    assert Recipe(pooling="prompt_end", layers="1,2").wanted(2) == (
+        *((1, "post_norm"), (2, "post_norm")),
+    )
 
 
 def test_presets_are_the_specs():

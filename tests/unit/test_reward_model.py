@@ -308,5 +308,5 @@ def test_unlabelled_answers_are_refused_before_anything_is_read(backbone):
 def test_the_card_carries_the_doubt_about_the_reasoning_subspace(folder):
     card = (folder / "README.md").read_text()
 
-    assert "unproven hypothesis" in card
+    assert "unproven idea" in card
     assert load_artifact(folder).recipe.subspace == "reasoning:5%"

@@ -170,6 +170,88 @@ def test_random_subspaces_are_orthonormal_seeded_and_different():
     assert torch.allclose(one.basis @ one.basis.T, torch.eye(4), atol=1e-6)
 
 
+def test_the_middle_is_half_way_between_the_ends():
+    W = random_matrix(80, 10)
+    _, _, vt = torch.linalg.svd(W)
+    fitter = fit_spectrum(head(W), "post_norm")
+
+    # 4 of 10: rows 3, 4, 5, 6; 3 of 10: one more of the tail's side is left than of the top's.
+    for n, start in ((4, 3), (3, 3), (10, 0)):
+        middle = fitter.subspace("middle", n).basis.double()
+        overlap = torch.linalg.svdvals(middle @ vt[start : start + n].T)
+        assert overlap.tolist() == pytest.approx([1] * n, abs=1e-6)
+
+
+def test_random_singular_directions_are_rows_of_the_spectrum_drawn_without_repeats():
+    fitter = fit_spectrum(head(random_matrix(50, 12)), "post_norm")
+    directions, chosen = fitter.directions().float(), []
+    for seed in range(20):
+        basis = fitter.subspace("random_singular", 3, seed=seed).basis
+        places = (basis @ directions.T).abs().argmax(1).tolist()
+        assert torch.allclose(basis, directions[places], atol=1e-6)
+        assert places == sorted(set(places))
+        chosen += places
+    assert set(chosen) == set(range(12))  # every direction has its turn
+
+
+def test_raw_coordinates_pick_entries_of_the_state():
+    fitter = fit_spectrum(head(random_matrix(50, 12)), "post_norm")
+    h = random_matrix(2, 12, seed=4).float()
+    picked = fitter.subspace("coordinates", 3, seed=1)
+
+    places = picked.basis.argmax(1).tolist()
+    assert torch.equal(picked.project(h), h[:, places])
+    assert picked.basis.sum() == 3
+    assert places != fitter.subspace("coordinates", 3, seed=2).basis.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("part", ["middle", "random_singular", "random"])
+def test_controls_of_a_layer_norm_never_hold_the_dead_direction_either(part):
+    W, gain = random_matrix(60, 10), torch.linspace(0.5, 2.0, 10, dtype=torch.float64)
+    made = head(W, gain=gain, kind="layer")
+    basis = fit_spectrum(made, "residual").subspace(part, 5).basis.double()
+
+    assert (basis @ dead_direction(made, "residual")).abs().max().item() < 1e-6
+
+
+@pytest.mark.parametrize("point", ["post_norm", "residual"])
+def test_the_centred_spectrum_is_that_of_the_matrix_without_its_mean_row(point):
+    W, gain = random_matrix(80, 10) + 2, torch.linspace(0.5, 2.0, 10, dtype=torch.float64)
+    rows = W * gain if point == "residual" else W
+    _, s, vt = torch.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    fitter = fit_spectrum(head(W, gain=gain), point, centred=True)
+
+    assert fitter.singular_values().tolist() == pytest.approx(s.tolist(), rel=1e-9)
+    tail = fitter.subspace("reasoning", 3).basis.double()
+    assert torch.linalg.svdvals(tail @ vt[-3:].T).tolist() == pytest.approx([1] * 3, abs=1e-6)
+
+
+def test_centring_leaves_the_probabilities_alone_and_takes_the_common_push_off_the_top():
+    W = random_matrix(80, 10) + 2  # (2, ..., 2) moves all logits alike
+    h = random_matrix(1, 10, seed=8)[0]
+    common = torch.ones(10, dtype=torch.float64) / 10**0.5
+    probabilities = [torch.softmax(m @ h, 0) for m in (W, W - W.mean(0))]
+    assert torch.allclose(*probabilities, atol=1e-12)
+
+    raw, centred = (
+        fit_spectrum(head(W), "post_norm", centred=flag).directions()[0] for flag in (False, True)
+    )
+    assert abs(raw @ common) > 0.99
+    assert abs(centred @ common) < 0.9
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 49), unique=True, max_size=5))
+def test_any_chunking_gives_the_same_centred_spectrum(cuts):
+    W = random_matrix(50, 8) + 1
+    fitter = SubspaceFitter(8, point="post_norm", centred=True)
+    for a, b in itertools.pairwise([0, *sorted(cuts), 50]):
+        fitter.update(W[a:b])
+
+    expected = torch.linalg.svdvals(W - W.mean(0)).tolist()
+    assert fitter.singular_values().tolist() == pytest.approx(expected, rel=1e-9)
+
+
 def test_project_then_lift_then_project_changes_nothing_and_remove_leaves_nothing():
     tail = fit_spectrum(head(random_matrix(50, 12)), "post_norm").subspace("reasoning", 4)
     h = random_matrix(3, 12, seed=9).float()
@@ -197,7 +279,9 @@ def test_five_per_cent_is_harps_count(width, dims):
         ("reasoning:100%", "below 100 %"),
         ("reasoning:1.5", "neither a whole number"),
         ("semantic:x", "cannot read the size"),
-        ("semantic:3@4", "only random"),
+        ("semantic:3@4", "only random, random_singular, coordinates take a seed (@4)"),
+        ("middle:3@4", "only random"),
+        ("random_singlar:3", "Did you mean 'random_singular'?"),
     ],
 )
 def test_unreadable_subspaces_are_refused_with_the_remedy(text, fragment):

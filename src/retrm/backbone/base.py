@@ -69,6 +69,14 @@ class TokenBatch:
     previous: tuple[Tensor, ...]
     n_tokens: int
 
+    def is_prompt(self) -> Bool[Tensor, "rows tokens"]:
+        """True for the tokens of prompts; a prompt that answers share stands here once."""
+        ends = torch.zeros(len(self.ids), dtype=torch.int64)
+        for row, previous in zip(self.rows, self.previous, strict=True):
+            ends[row] = int(previous[0])  # the token before the first judged one
+        columns = torch.arange(self.ids.shape[1])
+        return (columns <= ends[:, None]).to(self.ids.device)
+
 
 @dataclass(frozen=True)
 class Unembedding:

@@ -103,6 +103,25 @@ _NORMS = (
 )
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 
+ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+"""Names of the attention inside a block."""
+
+READERS = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.qkv_proj"),
+    *("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.c_attn"),
+    *("attention.query_key_value", "self_attention.query_key_value"),
+    *("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj", "mlp.dense_h_to_4h"),
+    *("mlp.c_fc", "mlp.fc1", "mlp.fc_in", "fc1"),
+)
+"""Paths inside a block of the matrices that read the residual stream, over all families."""
+
+WRITERS = (
+    *("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense"),
+    *("attn.c_proj", "attn.out_proj", "attention.dense", "self_attention.dense"),
+    *("mlp.down_proj", "mlp.dense_4h_to_h", "mlp.c_proj", "mlp.fc2", "mlp.fc_out", "fc2"),
+)
+"""Paths inside a block of the matrices whose output is added to the residual stream."""
+
 
 @dataclass(frozen=True)
 class Located:
@@ -317,7 +336,7 @@ def _unembedding(
             f"(vocabulary, {width}) in memory. Load it without quantising or offloading the LM head"
         )
     inputs = model.get_input_embeddings().weight
-    norm_kind, gain, norm_bias, eps = _read_norm(norm, kind, weight)
+    norm_kind, gain, norm_bias, eps = read_norm(norm, f"the final norm of {kind!r}", weight)
     return Unembedding(
         weight=weight.detach(),
         bias=_detached(getattr(head, "bias", None)),
@@ -341,19 +360,22 @@ def _detached(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.detach()
 
 
-def _read_norm(
-    norm: nn.Module, kind: str, like: Tensor
+def read_norm(
+    norm: nn.Module, name: str, like: Tensor
 ) -> tuple[Literal["rms", "layer"], Tensor | None, Tensor | None, float]:
     """Norm kind, effective gain, bias and eps that reproduce the module on two probes.
 
-    `like` is the LM head, (vocab, width), for width and dtype. The second probe has the size of
-    sqrt(eps), where a wrong eps shows.
+    `name` opens the message of a refusal. `like` is the LM head, (vocab, width), for width and
+    dtype. The second probe has the size of sqrt(eps), where a wrong eps shows.
+
+    Raises:
+        BackboneError: the module is no norm of these two kinds.
     """
     weight, bias = _detached(getattr(norm, "weight", None)), _detached(getattr(norm, "bias", None))
     like = like if weight is None else weight
     draw = torch.randn(1, like.shape[-1], generator=torch.Generator().manual_seed(0)) + 0.5
-    gains = (None,) if weight is None else (weight, 1.0 + weight.float())
-    tolerance = 1e-4 if like.dtype == torch.float32 else 3e-2
+    gains = (None,) if weight is None else (weight, 1.0 + _wide(weight))
+    tolerance = 1e-4 if like.dtype in (torch.float32, torch.float64) else 3e-2
     for eps, norm_kind, gain in itertools.product(_eps(norm, like.dtype), ("rms", "layer"), gains):
         errors = []
         for size in (1.0, eps**0.5):
@@ -365,7 +387,7 @@ def _read_norm(
         if max(errors) <= tolerance:
             return norm_kind, gain, bias, eps
     raise BackboneError(
-        f"the final norm of {kind!r}, a {type(norm).__name__}, is neither RMSNorm nor LayerNorm "
+        f"{name}, a {type(norm).__name__}, is neither RMSNorm nor LayerNorm "
         "with gain `weight` or 1 + `weight` and a known eps; choose another backbone"
     )
 
@@ -381,18 +403,22 @@ def _eps(norm: nn.Module, dtype: torch.dtype) -> tuple[float, ...]:
 def apply_norm(
     x: Tensor, gain: Tensor | None, bias: Tensor | None, kind: Literal["rms", "layer"], eps: float
 ) -> Tensor:
-    """RMSNorm or LayerNorm of the last axis, in float32; any shape (..., width).
+    """RMSNorm or LayerNorm of the last axis, in float32 (float64 stays); any shape (..., width).
 
     rms:    x / sqrt(mean(x^2) + eps) * gain + bias
     layer:  the same of x - mean(x)
     """
-    x = x.float()
+    x = _wide(x)
     if kind == "layer":
         x = x - x.mean(-1, keepdim=True)
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
     if gain is not None:
-        x = x * gain.float()
-    return x if bias is None else x + bias.float()
+        x = x * gain.to(x.dtype)
+    return x if bias is None else x + bias.to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def logits_of(post_norm: Tensor, unembedding: Unembedding) -> Tensor:

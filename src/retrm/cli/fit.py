@@ -1,12 +1,12 @@
 """`retrm fit`: a reward model in a folder."""
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from retrm.cli.console import err, out, print_json, reading_progress
 from retrm.cli.options import Output
-from retrm.errors import OutputError, RecipeError, did_you_mean
+from retrm.cli.settings import read_settings
+from retrm.errors import OutputError, RecipeError
 
 
 def fit(
@@ -105,7 +105,7 @@ def fit(
     from retrm.methods import method as preset
     from retrm.store.shards import ShardSink
 
-    settings = _settings(config)
+    settings = read_settings(config, ("recipe", "gradient"))
     overrides = {
         key: value
         for key, value in {
@@ -176,25 +176,6 @@ def fit(
     if not keep_features:
         _remove(store)
     _report(fits, folders, figures, metrics, json)
-
-
-def _settings(config: Path | None) -> dict[str, Any]:
-    if config is None:
-        return {}
-    try:
-        values = tomllib.loads(config.read_text("utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read {config}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{config} is no valid TOML: {error}") from error
-    for key, value in values.items():
-        if not isinstance(value, dict):
-            raise RecipeError(f"{config}: {key} is {value!r}; expected a table [{key}]")
-        if key not in ("recipe", "gradient"):
-            raise RecipeError(
-                f"{config}: unknown table [{key}]. {did_you_mean(key, ('recipe', 'gradient'))}"
-            )
-    return values
 
 
 def _remove(store: Path) -> None:

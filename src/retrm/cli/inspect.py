@@ -5,11 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from retrm.cli.console import err, out, print_json
-
-DOUBT = (
-    "The reasoning subspace is a name for the directions that the LM head hardly sees; that they carry "
-    "reasoning is not a proven fact."
-)
+from retrm.features.caveat import CAVEAT
 
 
 def inspect(target: str, /, *, plot: Path | None = None, json: bool = False) -> None:
@@ -41,7 +37,7 @@ def _inspect_model(target: str, plot: Path | None, as_json: bool) -> None:
 
     if plot is not None:
         # A missing matplotlib is told before a model is loaded.
-        from retrm.plots import check_plotting
+        from retrm.reports.canvas import check_plotting
 
         check_plotting()
     backbone = load_backbone(target, on_progress=lambda words: err.print(words, markup=False))
@@ -49,17 +45,17 @@ def _inspect_model(target: str, plot: Path | None, as_json: bool) -> None:
     raw, folded = (spectrum(backbone.unembedding, p) for p in ("post_norm", "residual"))
     facts = _facts(backbone)
     if plot is not None:
-        from retrm.plots import spectrum_png
+        from retrm.reports.spectrum import spectrum_png
 
         spectrum_png(plot, raw, folded, title=Path(target).name)
     if as_json:
         spectra = {"raw": raw.as_dict(), "folded": folded.as_dict()}
-        print_json({**facts, "spectrum": spectra, "plot": plot, "note": DOUBT})
+        print_json({**facts, "spectrum": spectra, "plot": plot, "note": CAVEAT})
         return
     _print_facts(facts["name"], _in_words(facts))
     _print_spectra(raw, folded)
     out.print(_reading(raw), markup=False)
-    out.print(DOUBT, markup=False)
+    out.print(CAVEAT, markup=False)
     if plot is not None:
         out.print(f"wrote {plot}", markup=False)
 
@@ -195,7 +191,7 @@ def _inspect_reward_model(folder: Path, plot: Path | None, as_json: bool) -> Non
     _print_facts(str(folder), _reward_model_in_words(manifest, artifact))
     _print_metrics(manifest["metrics"])
     if artifact.recipe.subspace.startswith("reasoning"):
-        out.print(DOUBT, markup=False)
+        out.print(CAVEAT, markup=False)
 
 
 def _reward_model_in_words(manifest: Mapping[str, Any], artifact: Any) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import sys
 from cyclopts import App, Parameter
 
 from retrm import __version__
+from retrm.cli.audit import audit
 from retrm.cli.console import err
 from retrm.cli.data import app as data_app
 from retrm.cli.doctor import doctor
@@ -36,7 +37,7 @@ app = App(
 )
 
 # In the order in which a newcomer meets them; modules of verbs import nothing heavy.
-for verb in (sample, grade, fit, score, select, inspect, doctor, export):
+for verb in (sample, grade, fit, score, select, inspect, audit, doctor, export):
     app.command(verb)
 app.command(data_app)
 

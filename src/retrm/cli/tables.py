@@ -5,19 +5,14 @@ from rich.console import Group
 from retrm.cli.console import table
 from retrm.evaluation.best_of_n import Comparison
 from retrm.evaluation.preferences import PairComparison
-from retrm.metrics import Interval
-
-
-def number(value: float) -> str:
-    """`.812`, `1.000`, `-.035`: no zero before the point, as tables of shares are set."""
-    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
+from retrm.metrics import Interval, format_interval
 
 
 def interval(value: Interval | None) -> str:
     """`.812 [.790, .833]`, or a dash."""
     if value is None:
         return "–"
-    return f"{number(value.value)} [{number(value.low)}, {number(value.high)}]"
+    return format_interval(value.value, value.low, value.high)
 
 
 def difference(value: Interval | None) -> str:

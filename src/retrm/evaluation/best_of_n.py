@@ -17,6 +17,7 @@ from retrm.metrics import (
     auroc_statistic,
     best_of_k_statistic,
     clustered_bootstrap,
+    fold_auroc_statistic,
     mean_statistic,
     paired_difference,
     within_prompt_auroc_statistic,
@@ -81,22 +82,6 @@ class Comparison:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class _FoldAUROC:
-    """Mean over folds of the pooled AUROC inside a fold.
-
-    Out-of-fold scores of different folds come from different heads and have different scales, so
-    they are never compared with one another.
-    """
-
-    prompts: np.ndarray
-    members: tuple[tuple[np.ndarray, PromptStatistic], ...]
-    n: int
-
-    def __call__(self, counts: np.ndarray) -> np.ndarray:
-        return sum(member(counts[:, at]) for at, member in self.members) / len(self.members)
-
-
 def compare(
     scores: Mapping[str, np.ndarray],
     labels: np.ndarray,
@@ -155,7 +140,12 @@ def compare(
                 recovered=(points[name] - points["pass@1"]) / span if span else 0.0,
                 pooled_auroc=None
                 if found is None
-                else _pooled(found, labels, ids, folds if kind == "head" else None, seed),
+                else clustered_bootstrap(
+                    auroc_statistic(found, labels, ids)
+                    if folds is None or kind != "head"
+                    else fold_auroc_statistic(found, labels, ids, folds),
+                    seed=seed,
+                ),
                 within_auroc=None
                 if found is None
                 else clustered_bootstrap(
@@ -220,31 +210,6 @@ def majority_curve(
             right.append(votes.chosen_labels(labels[rows]).mean())
         curve.append(float(np.mean(right)))
     return curve
-
-
-def _pooled(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    ids: np.ndarray,
-    folds: np.ndarray | None,
-    seed: int,
-) -> Interval:
-    if folds is None:
-        return clustered_bootstrap(auroc_statistic(scores, labels, ids), seed=seed)
-    prompts = auroc_statistic(scores, labels, ids).prompts
-    place = {prompt: i for i, prompt in enumerate(prompts.tolist())}
-    members = []
-    for fold in np.unique(folds):
-        rows = folds == fold
-        if len(np.unique(labels[rows])) < 2:  # small data: this fold has nothing to compare
-            continue
-        member = auroc_statistic(scores[rows], labels[rows], ids[rows])
-        members.append((np.array([place[p] for p in member.prompts.tolist()]), member))
-    if not members:
-        raise LabelError(
-            "no fold holds both right and wrong answers; use fewer folds or more prompts"
-        )
-    return clustered_bootstrap(_FoldAUROC(prompts, tuple(members), len(scores)), seed=seed)
 
 
 def _n_mixed(labels: np.ndarray, ids: np.ndarray) -> int:

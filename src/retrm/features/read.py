@@ -13,13 +13,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from retrm.backbone.base import Backbone, Rendered
+from retrm.backbone.base import Backbone, Rendered, StatePoint, TokenBatch
 from retrm.backbone.batching import TOKENS_PER_BATCH, build, plan_batches
 from retrm.backbone.render import fit_to_context
 from retrm.errors import RecipeError
 from retrm.features.recipe import Recipe
-from retrm.features.reduce import BatchIndex, Features, Reducer
+from retrm.features.reduce import BatchIndex, Features, Reducer, StateReducer
 from retrm.features.sink import FeatureSink, MemorySink
 from retrm.records import OVERLONG, Answer
 
@@ -99,7 +100,7 @@ def read(
     answers: Sequence[Answer],
     recipes: Mapping[str, Recipe],
     *,
-    reducers: Mapping[str, Reducer] | None = None,
+    reducers: Mapping[str, StateReducer] | None = None,
     sink: FeatureSink | None = None,
     overlong: Overlong = "error",
     tokens_per_batch: int = TOKENS_PER_BATCH,
@@ -112,7 +113,8 @@ def read(
         backbone: the frozen model.
         answers: rows of a table.
         recipes: by name; each becomes one `Features`.
-        reducers: ready-made reducers (a loaded head brings its own basis); made here if absent.
+        reducers: ready-made ones by name: of a recipe (a loaded head brings its own basis), or of
+            anything else that is kept from the same pass. Those of other recipes are made here.
         sink: where features go; memory if absent. A disk sink lets a killed run go on.
         overlong: `error`, `truncate_left` (drop prompt tokens after BOS) or `skip`; both counted.
         tokens_per_batch: budget of a forward pass, padding included.
@@ -123,7 +125,11 @@ def read(
         OverlongError, RenderError, RecipeError: before the model works.
     """
     _check_counts_end(backbone, recipes)
-    made = reducers or {name: Reducer(recipe, backbone) for name, recipe in recipes.items()}
+    given = reducers or {}
+    made: dict[str, StateReducer] = {
+        name: Reducer(recipe, backbone) for name, recipe in recipes.items() if name not in given
+    }
+    made.update(given)
     todo = render_all(backbone, answers, overlong=overlong)
     started = time.monotonic()
     features, n_tokens = _read_into(
@@ -145,7 +151,9 @@ def read(
     )
 
 
-def read_rendered(backbone: Backbone, rendered: Sequence[Rendered], reducer: Reducer) -> Features:
+def read_rendered(
+    backbone: Backbone, rendered: Sequence[Rendered], reducer: StateReducer
+) -> Features:
     """Features of answers that are already token ids; for self-tests, heat maps and the service."""
     made = {"only": reducer}
     features, _ = _read_into(backbone, rendered, made, MemorySink(), TOKENS_PER_BATCH, True, None)
@@ -155,7 +163,7 @@ def read_rendered(backbone: Backbone, rendered: Sequence[Rendered], reducer: Red
 def _read_into(
     backbone: Backbone,
     rendered: Sequence[Rendered],
-    reducers: Mapping[str, Reducer],
+    reducers: Mapping[str, StateReducer],
     sink: FeatureSink,
     tokens_per_batch: int,
     share_prompts: bool,
@@ -180,26 +188,22 @@ def _read_into(
         if on_progress is not None:
             elapsed = time.monotonic() - started
             on_progress(Progress(n_done, len(keys), n_tokens, tokens_total, elapsed))
-    widths = {name: (r.n_features, r.recipe) for name, r in reducers.items()}
-    return sink.close(len(keys), widths), n_tokens
+    layouts = {name: reducer.layout for name, reducer in reducers.items()}
+    return sink.close(len(keys), layouts), n_tokens
 
 
 def _reduce_batch(
-    backbone: Backbone, batch, reducers: Mapping[str, Reducer]
+    backbone: Backbone, batch: TokenBatch, reducers: Mapping[str, StateReducer]
 ) -> dict[str, Features]:
     index = BatchIndex.of(batch)
     wanted = {state for reducer in reducers.values() for state in reducer.wanted}
 
-    visit: Visit = lambda layer, point, states: _visit_all(  # noqa: E731
-        reducers, layer, point, states, index, batch
-    )
+    def visit(layer: int, point: StatePoint, states: Tensor) -> None:
+        for reducer in reducers.values():
+            reducer.visit(layer, point, states, index, batch)
+
     backbone.forward(batch, wanted, visit)
     return {name: reducer.finish(index) for name, reducer in reducers.items()}
-
-
-def _visit_all(reducers, layer, point, states, index, batch) -> None:
-    for reducer in reducers.values():
-        reducer.visit(layer, point, states, index, batch)
 
 
 def _check_counts_end(backbone: Backbone, recipes: Mapping[str, Recipe]) -> None:

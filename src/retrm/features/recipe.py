@@ -12,18 +12,18 @@ from retrm.backbone.base import StatePoint
 from retrm.errors import RecipeError, did_you_mean
 from retrm.features.subspace import SubspaceSpec
 
-Pooling = Literal["last", "mean", "max", "tokens"]
+Pooling = Literal["last", "mean", "max", "tokens", "prompt_end"]
 Point = Literal["residual", "post_norm", "hidden_states"]
 Source = Literal["states", "logits", "log_probability"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 _LAYERS = r"\s*(last|all|last\d+|-?\d+(\s*,\s*-?\d+)*)\s*"
 CHOICES = {
-    "pooling": ("last", "mean", "max", "tokens"),
+    "pooling": ("last", "mean", "max", "tokens", "prompt_end"),
     "point": ("residual", "post_norm", "hidden_states"),
     "source": ("states", "logits", "log_probability"),
     "dtype": ("float32", "float16", "bfloat16"),
-    "matrix": ("auto", "raw", "folded"),
+    "matrix": ("auto", "raw", "folded", "centred", "centred_folded"),
 }
 
 
@@ -37,10 +37,13 @@ class Recipe:
         point: `post_norm` (what the LM head multiplies), `residual` (before the final norm), or
             `hidden_states`: residual below the last layer and post_norm at the last, the tuple that
             transformers returns and that ELHSR reads.
-        subspace: `full`, `reasoning:5%`, `semantic:256`, `random:256@SEED`.
+        subspace: `full`, `reasoning:5%`, `semantic:256`, `middle:64`, `random:256@SEED`,
+            `random_singular:64@SEED`, `coordinates:64@SEED`.
         matrix: whose singular vectors: `raw` W (only for post_norm), `folded` W diag(gain) (only for
-            residual), `auto` = the one that fits the point.
-        pooling: over response tokens: `last`, `mean`, `max`, or `tokens` = keep every token.
+            residual), `auto` = the one that fits the point; `centred` and `centred_folded` are the
+            same two without the mean row of the vocabulary, which softmax does not see.
+        pooling: over response tokens: `last`, `mean`, `max`, or `tokens` = keep every token; or
+            `prompt_end` = the last token of the prompt, which has not seen the answer.
         source: `states`; `logits` (the full logits at each response token: ELHSR's logits-only
             mode); or `log_probability` (mean, minimum and entropy of the answer's own tokens).
         dtype: in which features are kept. The same rounding is applied when scoring online.
@@ -91,13 +94,14 @@ class Recipe:
     def _check_matrix(self, spec: SubspaceSpec) -> None:
         if self.matrix == "auto" or spec.part == "full":
             return
-        fits = {"post_norm": "raw", "residual": "folded"}.get(self.point)
-        if self.matrix != fits:
-            basis = "post_norm (raw W)" if self.matrix == "raw" else "residual (W diag(gain))"
+        is_folded = self.matrix in ("folded", "centred_folded")
+        fits = "residual" if is_folded else "post_norm"
+        if self.point != fits:
+            basis = "residual (W diag(gain))" if is_folded else "post_norm (raw W)"
             raise RecipeError(
                 f"a {basis} basis cannot read {self.point} states: the directions that are invisible "
                 f"to the LM head differ on the two sides of the final norm. Use matrix=auto, or "
-                f"point={'post_norm' if self.matrix == 'raw' else 'residual'}"
+                f"point={fits}"
             )
 
     @classmethod
@@ -108,6 +112,11 @@ class Recipe:
             if key not in known:
                 raise RecipeError(f"unknown recipe key {key!r}. {did_you_mean(key, known)}")
         return cls(**values)
+
+    @property
+    def is_centred(self) -> bool:
+        """Whether the mean row of the vocabulary is subtracted before the decomposition."""
+        return self.matrix in ("centred", "centred_folded")
 
     @property
     def is_pooled(self) -> bool:

@@ -5,8 +5,9 @@ tokens, projects, pools, and keeps only that: raw hidden states are a stream and
 same reducer serves reading for a fit and scoring online, so a stored feature equals an online one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +25,54 @@ TORCH_DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 LOGIT_ROWS = 512  # response tokens whose full logits are alive at once
-SCALARS = ("mean_log_probability", "min_log_probability", "mean_entropy")
+# Per answer, nats; entropies are of the distributions that its tokens were drawn from.
+SCALARS = (
+    *("mean_log_probability", "min_log_probability"),
+    *("mean_entropy", "last_entropy", "max_entropy"),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a reducer gives: numbers per row, whether a row is an answer, and the dtype."""
+
+    n_features: int
+    is_pooled: bool
+    dtype: torch.dtype
+
+
+class StateReducer(Protocol):
+    """Anything that is shown the states of a pass and keeps features of its answers.
+
+    Attributes:
+        wanted: the (layer, state point) pairs it must be shown.
+        layout: of its features.
+    """
+
+    @property
+    def wanted(self) -> Collection[tuple[int, StatePoint]]:
+        """The pairs to be shown."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Of the features it gives."""
+        ...
+
+    def visit(
+        self,
+        layer: int,
+        point: StatePoint,
+        states: Float[Tensor, "rows tokens width"],
+        index: "BatchIndex",
+        batch: TokenBatch,
+    ) -> None:
+        """Take what is needed from one layer's states; pairs that are not wanted come too."""
+        ...
+
+    def finish(self, index: "BatchIndex") -> "Features":
+        """The features of the batch's answers, on the CPU."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -107,7 +155,7 @@ def pool(
     """
     if pooling == "tokens":
         return tokens
-    if pooling == "last":
+    if pooling in ("last", "prompt_end"):  # the latter was selected before: one row an answer
         return tokens[(index.offsets[1:] - 1).to(tokens.device)]
     n_answers = index.offsets.shape[0] - 1
     shape = (n_answers, tokens.shape[1])
@@ -150,7 +198,7 @@ class Reducer:
             return {}
         points = {point for _, point in self.wanted}
         return {
-            point: fit_spectrum(self.unembedding, point).subspace(
+            point: fit_spectrum(self.unembedding, point, centred=self.recipe.is_centred).subspace(
                 spec.part, self.n_dims, seed=spec.seed
             )
             for point in sorted(points)
@@ -164,6 +212,11 @@ class Reducer:
         if self.recipe.source == "log_probability":
             return len(SCALARS)
         return self.n_dims * len(self.wanted)
+
+    @property
+    def layout(self) -> Layout:
+        """Of the features it gives."""
+        return Layout(self.n_features, self.recipe.is_pooled, self._dtype)
 
     def visit(
         self,
@@ -202,10 +255,13 @@ class Reducer:
         if self.recipe.pooling == "last":  # the other tokens need not be copied
             last = (index.offsets[1:] - 1).to(states.device)
             return states[index.rows[last], index.columns[last]]
+        if self.recipe.pooling == "prompt_end":  # where the first response token is predicted
+            first = index.offsets[:-1].to(states.device)
+            return states[index.rows[first], index.previous[first]]
         return states[index.rows, index.columns]
 
     def _after_select(self, index: BatchIndex) -> BatchIndex:
-        if self.recipe.pooling != "last":
+        if self.recipe.pooling not in ("last", "prompt_end"):
             return index
         n_answers = index.offsets.shape[0] - 1
         every = torch.arange(n_answers + 1)
@@ -234,6 +290,12 @@ class Reducer:
             entropy.append(-(log_p.exp() * log_p).sum(dim=1, keepdim=True))
         log_p, spread = torch.cat(chosen), torch.cat(entropy)
         return torch.cat(
-            [pool(log_p, index, "mean"), -pool(-log_p, index, "max"), pool(spread, index, "mean")],
+            [
+                pool(log_p, index, "mean"),
+                -pool(-log_p, index, "max"),
+                pool(spread, index, "mean"),
+                pool(spread, index, "last"),
+                pool(spread, index, "max"),
+            ],
             dim=1,
         )

@@ -5,8 +5,7 @@ from typing import Protocol
 
 import torch
 
-from retrm.features.recipe import Recipe
-from retrm.features.reduce import TORCH_DTYPES, Features, concatenate
+from retrm.features.reduce import Features, Layout, concatenate
 
 
 class FeatureSink(Protocol):
@@ -20,20 +19,16 @@ class FeatureSink(Protocol):
         """Take the features of `rows` (in that order) for every recipe."""
         ...
 
-    def close(
-        self, n_rows: int, recipes: Mapping[str, tuple[int, Recipe]]
-    ) -> Mapping[str, Features]:
-        """End the reading; features of rows 0..n_rows-1 per recipe name."""
+    def close(self, n_rows: int, layouts: Mapping[str, Layout]) -> Mapping[str, Features]:
+        """End the reading; features of rows 0..n_rows-1 per name."""
         ...
 
 
-def in_row_order(
-    rows: Sequence[int], parts: Sequence[Features], n_features: int, recipe: Recipe
-) -> Features:
+def in_row_order(rows: Sequence[int], parts: Sequence[Features], layout: Layout) -> Features:
     """`parts` hold the answers `rows`, in arrival order; returns them in ascending row order."""
     if not parts:
-        empty = torch.empty(0, n_features, dtype=TORCH_DTYPES[recipe.dtype])
-        return Features(empty, torch.zeros(1, dtype=torch.int64), recipe.is_pooled)
+        empty = torch.empty(0, layout.n_features, dtype=layout.dtype)
+        return Features(empty, torch.zeros(1, dtype=torch.int64), layout.is_pooled)
     order = torch.as_tensor(rows, dtype=torch.int64).argsort()
     if parts[0].is_pooled:
         return concatenate(parts).take(order)
@@ -77,12 +72,10 @@ class MemorySink:
         for name, part in features.items():
             self._parts.setdefault(name, []).append(part)
 
-    def close(
-        self, n_rows: int, recipes: Mapping[str, tuple[int, Recipe]]
-    ) -> Mapping[str, Features]:
+    def close(self, n_rows: int, layouts: Mapping[str, Layout]) -> Mapping[str, Features]:
         """Features in row order."""
         assert len(self._rows) == n_rows
-        out = {}
-        for name, (width, recipe) in recipes.items():
-            out[name] = in_row_order(self._rows, self._parts.pop(name, []), width, recipe)
-        return out
+        return {
+            name: in_row_order(self._rows, self._parts.pop(name, []), layout)
+            for name, layout in layouts.items()
+        }

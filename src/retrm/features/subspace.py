@@ -2,7 +2,12 @@ r"""The semantic and the reasoning subspace of an LM head.
 
     W = U S Vᵀ  (V x D),  s_1 >= ... >= s_D      W maps states to logits
     semantic  = the first M rows of Vᵀ           reasoning = the last M rows of Vᵀ
+    middle    = M rows half-way between          random_singular = M rows drawn at random
+    random    = M orthonormal directions drawn at random;  coordinates = M raw coordinates
     feature   = the M coefficients basis @ h     not the D-wide reconstruction
+
+The last four are controls: what the reasoning subspace must beat before the spectrum of the LM head
+can be said to play a part (HARP compares with raw coordinates and random rows of Vᵀ only).
 
 "Reasoning subspace" is the field's name for the directions that the vocabulary hardly sees; that
 they carry reasoning is an unproven hypothesis with rival readings (attention sinks, arXiv
@@ -24,7 +29,7 @@ two is refused. Cost: a D x D Gram matrix in float64 and one eigendecomposition.
 
 import re
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from jaxtyping import Float
@@ -34,18 +39,21 @@ from retrm.backbone.base import StatePoint, Unembedding
 from retrm.errors import RecipeError, ShapeError, did_you_mean
 from retrm.features.norm_folding import dead_direction, effective_rows
 
-Part = Literal["full", "reasoning", "semantic", "random"]
-PARTS = ("full", "reasoning", "semantic", "random")
+Part = Literal[
+    "full", "reasoning", "semantic", "middle", "random", "random_singular", "coordinates"
+]
+PARTS: tuple[Part, ...] = get_args(Part)
+DRAWN: tuple[Part, ...] = ("random", "random_singular", "coordinates")  # these take a seed
 
 
 @dataclass(frozen=True)
 class SubspaceSpec:
-    """What a person types: `full`, `reasoning:5%`, `semantic:256`, `random:256` or `random:256@7`.
+    """What a person types: `full`, `reasoning:5%`, `semantic:256`, `middle:64`, `random:256@7`.
 
     Attributes:
         part: which directions.
         size: number of directions, or a fraction 0-1 of the width; None for `full`.
-        seed: of a random subspace.
+        seed: of one that is drawn (`random`, `random_singular`, `coordinates`).
     """
 
     part: Part
@@ -63,8 +71,9 @@ class SubspaceSpec:
         part = found[1] if found else text.split(":")[0].strip()
         if part not in PARTS:
             raise RecipeError(
-                f"unknown subspace {text!r}; expected full, reasoning:SIZE, semantic:SIZE or "
-                f"random:SIZE[@SEED] with SIZE a count or a percentage. {did_you_mean(part, PARTS)}"
+                f"unknown subspace {text!r}; expected full, or reasoning, semantic, middle, random, "
+                "random_singular or coordinates with :SIZE, a count or a percentage (the last three "
+                f"may add @SEED). {did_you_mean(part, PARTS)}"
             )
         if found is None:
             raise RecipeError(
@@ -77,8 +86,10 @@ class SubspaceSpec:
                 f"subspace {text!r}: 'full' takes no size and the others need one, such as "
                 f"{'full' if part == 'full' else part + ':5%'}"
             )
-        if found[4] is not None and part != "random":
-            raise RecipeError(f"subspace {text!r}: only random subspaces take a seed (@{found[4]})")
+        if found[4] is not None and part not in DRAWN:
+            raise RecipeError(
+                f"subspace {text!r}: only {', '.join(DRAWN)} take a seed (@{found[4]})"
+            )
         return cls(part, size, int(found[4] or 0))  # type: ignore[arg-type]
 
     def n_dims(self, width: int) -> int:
@@ -203,13 +214,20 @@ class SubspaceFitter:
     """
 
     def __init__(
-        self, width: int, *, point: StatePoint, dead: Float[Tensor, " width"] | None = None
+        self,
+        width: int,
+        *,
+        point: StatePoint,
+        dead: Float[Tensor, " width"] | None = None,
+        centred: bool = False,
     ) -> None:
         self.width = width
         self.point: StatePoint = point
         self.dead = dead
+        self.centred = centred
         self.n_rows_ = 0
         self.gram_ = torch.zeros(width, width, dtype=torch.float64)
+        self.sum_ = torch.zeros(width, dtype=torch.float64)
         self._eigen: tuple[Tensor, Tensor] | None = None
 
     def update(self, rows: Float[Tensor, "rows width"]) -> Self:
@@ -218,6 +236,7 @@ class SubspaceFitter:
             raise ShapeError(f"rows have width {rows.shape[-1]}, expected {self.width}")
         rows = rows.to(torch.float64)
         self.gram_ += rows.T @ rows
+        self.sum_ += rows.sum(dim=0)
         self.n_rows_ += rows.shape[0]
         self._eigen = None
         return self
@@ -227,8 +246,13 @@ class SubspaceFitter:
         values, _ = self._decompose()
         return values.clamp(min=0).sqrt().flip(0)
 
+    def directions(self) -> Float[Tensor, "live width"]:
+        """All right singular vectors as rows, float64, by descending singular value."""
+        _, vectors = self._decompose()
+        return _fix_signs(vectors.flip(1).T)
+
     def subspace(self, part: Part, n_dims: int, *, seed: int = 0) -> Subspace:
-        """`n_dims` directions: the largest (semantic), the smallest (reasoning) or random ones.
+        """`n_dims` directions: one end or the middle of the spectrum, or a random choice.
 
         Random subspaces are drawn from the whole live space, orthonormal, seeded.
 
@@ -239,20 +263,36 @@ class SubspaceFitter:
         live = vectors.shape[1]
         if not 1 <= n_dims <= live:
             raise RecipeError(f"{n_dims} directions asked of {live}; expected 1 to {live}")
-        if part == "reasoning":
-            basis = vectors[:, :n_dims].T.flip(0)  # descending singular values, like Vt
-        elif part == "semantic":
-            basis = vectors[:, live - n_dims :].T.flip(0)
-        else:
-            generator = torch.Generator().manual_seed(seed)
-            noise = torch.randn(live, n_dims, generator=generator, dtype=torch.float64)
-            basis = (vectors @ torch.linalg.qr(noise)[0]).T
         return Subspace(
-            basis=_fix_signs(basis).float().contiguous(),
+            basis=_fix_signs(self._rows(part, n_dims, seed)).float().contiguous(),
             singular_values=values.clamp(min=0).sqrt().flip(0).float(),
             point=self.point,
             part=part,
             n_vocab_rows=self.n_rows_,
+        )
+
+    def _rows(self, part: Part, n_dims: int, seed: int) -> Float[Tensor, "subspace width"]:
+        directions = self._decompose()[1].flip(1).T  # like Vt: descending
+        live = len(directions)
+        generator = torch.Generator().manual_seed(seed)
+        if part == "reasoning":
+            return directions[live - n_dims :]
+        if part == "semantic":
+            return directions[:n_dims]
+        if part == "middle":
+            start = (live - n_dims) // 2
+            return directions[start : start + n_dims]
+        if part == "random_singular":
+            chosen = torch.randperm(live, generator=generator)[:n_dims]
+            return directions[chosen.sort().values]
+        if part == "coordinates":
+            chosen = torch.randperm(self.width, generator=generator)[:n_dims]
+            return torch.eye(self.width, dtype=torch.float64)[chosen.sort().values]
+        if part == "random":
+            noise = torch.randn(live, n_dims, generator=generator, dtype=torch.float64)
+            return (directions.flip(0).T @ torch.linalg.qr(noise)[0]).T
+        raise RecipeError(
+            f"got part {part!r}; expected one of {', '.join(PARTS[1:])}. {did_you_mean(part, PARTS)}"
         )
 
     def _decompose(self) -> tuple[Tensor, Tensor]:
@@ -260,6 +300,8 @@ class SubspaceFitter:
             raise RecipeError("no row of the LM head was seen; call update first")
         if self._eigen is None:
             gram = self.gram_
+            if self.centred:  # softmax ignores what the mean row adds to all logits alike
+                gram = gram - torch.outer(self.sum_, self.sum_) / self.n_rows_
             if self.dead is None:
                 self._eigen = torch.linalg.eigh(gram)
             else:
@@ -281,10 +323,14 @@ def _fix_signs(basis: Float[Tensor, "subspace width"]) -> Float[Tensor, "subspac
     return basis * torch.sign(basis.gather(1, picked))
 
 
-def fit_spectrum(head: Unembedding, point: StatePoint) -> SubspaceFitter:
-    """A fitter that has seen the whole LM head, folded for `point`."""
+def fit_spectrum(head: Unembedding, point: StatePoint, *, centred: bool = False) -> SubspaceFitter:
+    """A fitter that has seen the whole LM head, folded for `point`.
+
+    `centred` subtracts the mean row: the direction that moves all logits alike is invisible to
+    softmax, and centring takes its weight out of the top of the spectrum (HARP does not centre).
+    """
     dead = dead_direction(head, point)
-    fitter = SubspaceFitter(head.weight.shape[1], point=point, dead=dead)
+    fitter = SubspaceFitter(head.weight.shape[1], point=point, dead=dead, centred=centred)
     for rows in effective_rows(head, point):
         fitter.update(rows)
     return fitter

@@ -39,8 +39,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrm.data.split import prompt_codes, prompt_folds
-from retrm.errors import DataError, FitError, LabelError, RecipeError, ShapeError, did_you_mean
+from retrm.data.split import prompt_folds
+from retrm.errors import DataError, FitError, LabelError, RecipeError, did_you_mean
+from retrm.fitting.checks import (
+    PairWeighting,
+    check_weighting,
+    checked_codes,
+    checked_features,
+    checked_numbers,
+    checked_pairs,
+    checked_penalties,
+    checked_weights,
+    refuse_labels,
+)
 
 Solver = Literal["auto", "newton", "lbfgs"]
 
@@ -102,7 +113,7 @@ def pairs_within_prompts(
     labels: Sequence[float],
     prompt_ids: Sequence[object],
     *,
-    weighting: Literal["prompt", "pair"] = "prompt",
+    weighting: PairWeighting = "prompt",
 ) -> PairTargets:
     """All right x wrong pairs inside a prompt: the targets of the pairwise-logistic loss.
 
@@ -115,14 +126,10 @@ def pairs_within_prompts(
         LabelError: a label is not 0 or 1, or no prompt has both.
         RecipeError: unknown weighting.
     """
-    if weighting not in ("prompt", "pair"):
-        raise RecipeError(
-            f"got weighting {weighting!r}; expected 'prompt' or 'pair'. "
-            + did_you_mean(str(weighting), ("prompt", "pair"))
-        )
+    check_weighting(weighting)
     truth = np.asarray(labels, dtype=np.float64)
-    _refuse(~np.isin(truth, (0.0, 1.0)), truth, "label", "0 or 1", LabelError)
-    codes, prompts = _codes(prompt_ids, len(truth))
+    refuse_labels(~np.isin(truth, (0.0, 1.0)), truth, "label", "0 or 1")
+    codes, prompts = checked_codes(prompt_ids, len(truth))
     chosen, rejected = [], []
     for rows in _rows_by_code(codes, len(prompts)):
         right, wrong = rows[truth[rows] == 1], rows[truth[rows] == 0]
@@ -253,7 +260,7 @@ def fit_path(
     Raises:
         FitError, LabelError, ShapeError: as `fit_linear`.
     """
-    matrix = _checked_features(features)
+    matrix = checked_features(features)
     objective = _objective(targets, len(matrix), matrix.device)
     return _solve_path(matrix, objective, lams, standardise, solver, tolerance)
 
@@ -295,9 +302,9 @@ def choose_lambda(
     """
     if not len(grid):
         raise FitError("got an empty grid; expected at least one lam above 0.")
-    matrix = _checked_features(features)
+    matrix = checked_features(features)
     objective = _objective(targets, len(matrix), matrix.device)
-    codes, prompts = _codes(prompt_ids, len(matrix))
+    codes, prompts = checked_codes(prompt_ids, len(matrix))
     folds, n_dealt = _folds(objective, codes, prompts, n_folds, seed)
     ascending = tuple(sorted(float(lam) for lam in grid))
     totals, weight = np.zeros(len(ascending)), 0.0
@@ -440,8 +447,8 @@ class _PairObjective:
 
 def _objective(targets: Targets, n: int, device: torch.device) -> _Objective:
     if isinstance(targets, RowTargets):
-        labels = _numbers(targets.labels, "label", n, device, LabelError, high=1.0)
-        weights = _weights(targets.weights, n, device)
+        labels = checked_numbers(targets.labels, "label", n, device, high=1.0)
+        weights = checked_weights(targets.weights, n, device)
         weighed = labels[weights > 0]
         if bool((weighed == weighed[0]).all()):
             raise LabelError(
@@ -449,26 +456,13 @@ def _objective(targets: Targets, n: int, device: torch.device) -> _Objective:
                 "and wrong answers. Bring data with both, or prompts of middling difficulty."
             )
         return _RowObjective(labels, weights)
-    chosen, rejected = (
-        _row_numbers(rows, name, n, device)
-        for rows, name in ((targets.chosen, "chosen"), (targets.rejected, "rejected"))
-    )
-    if len(chosen) != len(rejected) or len(chosen) == 0:
-        raise ShapeError(
-            f"got {len(chosen)} chosen and {len(rejected)} rejected rows; expected one of each a "
-            "pair, and at least one pair."
-        )
-    if bool((chosen == rejected).any()):
-        pair = int((chosen == rejected).nonzero()[0])
-        raise LabelError(
-            f"got pair {pair} of row {int(chosen[pair])} with itself; expected two answers."
-        )
+    chosen, rejected = checked_pairs(targets.chosen, targets.rejected, n, device)
     margins = targets.margins if targets.margins is not None else np.zeros(len(chosen))
     return _PairObjective(
         chosen,
         rejected,
-        _numbers(margins, "margin", len(chosen), device, LabelError),
-        _weights(targets.weights, len(chosen), device),
+        checked_numbers(margins, "margin", len(chosen), device),
+        checked_weights(targets.weights, len(chosen), device),
     )
 
 
@@ -772,86 +766,9 @@ def _check_options(lams: Sequence[float], solver: str, tolerance: float) -> None
             f"got solver {solver!r}; expected one of auto, newton, lbfgs. "
             + did_you_mean(str(solver), ("auto", "newton", "lbfgs"))
         )
-    for lam in lams:
-        if not (lam > 0 and np.isfinite(lam)):
-            raise FitError(
-                f"got lam = {lam}; expected a finite number above 0. Without a penalty separable "
-                "data have no optimum; take a small one, for example 1e-4."
-            )
+    checked_penalties(lams)
     if not 0 < tolerance < 1:
         raise FitError(f"got tolerance = {tolerance}; expected a number between 0 and 1.")
-
-
-def _checked_features(features: Tensor) -> Tensor:
-    matrix = torch.as_tensor(features)
-    if matrix.device.type == "mps":  # has no float64
-        matrix = matrix.cpu()
-    if matrix.dim() != 2 or 0 in matrix.shape:
-        raise ShapeError(
-            f"got features of shape {tuple(matrix.shape)}; expected (rows, features), none of them "
-            "0. Pool over tokens first."
-        )
-    bad = ~torch.isfinite(matrix).all(dim=1)
-    if bool(bad.any()):
-        raise FitError(
-            f"got NaN or infinite features in row {int(bad.nonzero()[0])} ({int(bad.sum())} rows in "
-            "all); expected finite numbers. Extract in float32, or find out what that answer is."
-        )
-    return matrix
-
-
-def _numbers(
-    values: Sequence[float],
-    name: str,
-    n: int,
-    device: torch.device,
-    error: type[Exception],
-    high: float = np.inf,
-) -> Tensor:
-    """(n,) float64 in [0, high], finite."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.shape != (n,):
-        raise ShapeError(f"got {name}s of shape {array.shape}; expected ({n},), one each.")
-    wanted = "a finite number, 0 or more" if high == np.inf else f"a number from 0 to {high:g}"
-    _refuse(~(np.isfinite(array) & (array >= 0) & (array <= high)), array, name, wanted, error)
-    return torch.as_tensor(array, device=device)
-
-
-def _refuse(
-    bad: np.ndarray, values: np.ndarray, name: str, wanted: str, error: type[Exception]
-) -> None:
-    positions = np.flatnonzero(bad)
-    if positions.size:
-        raise error(
-            f"got {name} {values[positions[0]]} at position {positions[0]} ({positions.size} in "
-            f"all); expected {wanted}. Leave such rows out yourself and count them."
-        )
-
-
-def _weights(values: Sequence[float] | None, n: int, device: torch.device) -> Tensor:
-    weights = _numbers(np.ones(n) if values is None else values, "weight", n, device, LabelError)
-    if not bool((weights > 0).any()):
-        raise LabelError("got weights that are all 0; expected at least one above 0.")
-    return weights
-
-
-def _row_numbers(rows: Sequence[int], name: str, n: int, device: torch.device) -> Tensor:
-    array = np.asarray(rows)
-    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
-        raise ShapeError(f"got {name} of dtype {array.dtype}; expected row numbers.")
-    outside = np.flatnonzero((array < 0) | (array >= n))
-    if outside.size:
-        raise ShapeError(
-            f"got {name} row {array[outside[0]]} in pair {outside[0]}; expected 0 to {n - 1}, the "
-            "rows of the features."
-        )
-    return torch.as_tensor(array.astype(np.int64), device=device)
-
-
-def _codes(prompt_ids: Sequence[object], n: int) -> tuple[np.ndarray, np.ndarray]:
-    if len(prompt_ids) != n:
-        raise ShapeError(f"got {len(prompt_ids)} prompt_ids for {n} rows; expected one each.")
-    return prompt_codes(prompt_ids)
 
 
 def _rows_by_code(codes: np.ndarray, n_codes: int) -> list[np.ndarray]:

@@ -3,14 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from retrm.features.caveat import CAVEAT
 from retrm.features.subspace import SubspaceSpec
 from retrm.heads.artifact import Artifact
-
-_DOUBT = (
-    "The *reasoning subspace* is the field's name for the directions of the hidden state that the LM "
-    "head hardly sees. That they carry reasoning is an unproven hypothesis; see retrm's page on it "
-    "before drawing conclusions from this model."
-)
 
 
 def model_card(artifact: Artifact) -> str:
@@ -50,7 +45,7 @@ def model_card(artifact: Artifact) -> str:
         *_metrics(artifact.metrics),
     ]
     if SubspaceSpec.parse(recipe.subspace).part == "reasoning":
-        lines += [_DOUBT, ""]
+        lines += [f"{CAVEAT} Draw no other conclusion from this model.", ""]
     lines += [
         "The head belongs to exactly this backbone, tokenizer and template; retrm checks their "
         "fingerprints and replays a self-test when it loads.",

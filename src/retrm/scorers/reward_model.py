@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from retrm.backbone.base import Backbone, Rendered
+from retrm.backbone.base import Backbone, Fingerprint, Rendered
 from retrm.backbone.load import load_backbone
 from retrm.errors import DataError, FingerprintError, SelfTestError
 from retrm.features.read import Overlong, Progress, read, read_rendered, render_all
@@ -77,7 +77,8 @@ class RewardModel:
         self.artifact = artifact
         self.backbone = backbone
         self.name = name or artifact.method
-        _check_fingerprint(artifact, backbone)
+        identity = artifact.backbone
+        check_fingerprint(identity.fingerprint, backbone, fitted_on=repr(identity.name))
         self._reducer = Reducer(artifact.recipe, backbone, bases=artifact.bases)
 
     @classmethod
@@ -229,8 +230,20 @@ class RewardModel:
                 )
 
 
-def _check_fingerprint(artifact: Artifact, backbone: Backbone) -> None:
-    stored, got = artifact.backbone.fingerprint, backbone.fingerprint
+def check_fingerprint(
+    stored: Fingerprint, backbone: Backbone, *, fitted_on: str = "another backbone"
+) -> None:
+    """Refuse a backbone that a head does not belong to.
+
+    Args:
+        stored: of the backbone that the head was fitted on.
+        backbone: the one it is to read now.
+        fitted_on: that backbone in words.
+
+    Raises:
+        FingerprintError: says in what the two differ.
+    """
+    got = backbone.fingerprint
     parts = {
         "weights": "other weights (another model, another quantisation, or fine-tuned since)",
         "unembedding": "another LM head or final norm",
@@ -240,6 +253,6 @@ def _check_fingerprint(artifact: Artifact, backbone: Backbone) -> None:
     wrong = [text for key, text in parts.items() if getattr(stored, key) != getattr(got, key)]
     if wrong:
         raise FingerprintError(
-            f"this head was fitted on {artifact.backbone.name!r} and cannot read {backbone.name!r}: "
+            f"this head was fitted on {fitted_on} and cannot read {backbone.name!r}: "
             f"{'; '.join(wrong)}. Load the backbone it was fitted on, or fit a head on this one"
         )

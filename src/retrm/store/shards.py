@@ -9,8 +9,8 @@ memory-mapped when read. Bytes per token: features per token x bytes of the reci
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ from safetensors.torch import save
 
 from retrm.backbone.base import Fingerprint
 from retrm.errors import OutputError, StoreError
-from retrm.features.recipe import Recipe
-from retrm.features.reduce import Features, concatenate
+from retrm.features.reduce import Features, Layout, concatenate
 from retrm.features.sink import in_row_order
 from retrm.files import atomic_write, write_json
 
@@ -35,7 +34,7 @@ class ShardSink:
     def __init__(
         self,
         folder: Path,
-        recipes: Mapping[str, Recipe],
+        recipes: Mapping[str, Any],
         fingerprint: Fingerprint,
         *,
         dtype: torch.dtype = torch.float32,
@@ -44,7 +43,8 @@ class ShardSink:
 
         Args:
             folder: of the store.
-            recipes: name -> recipe of the reading.
+            recipes: name -> dataclass that says what is kept: a `Recipe`, or that of another
+                reducer.
             fingerprint: of the backbone.
             dtype: in which the backbone multiplies; states of another precision are other states.
         """
@@ -102,36 +102,24 @@ class ShardSink:
         if self._pending_bytes >= SHARD_BYTES:
             self._flush()
 
-    def close(
-        self, n_rows: int, recipes: Mapping[str, tuple[int, Recipe]]
-    ) -> Mapping[str, Features]:
-        """Write what is pending and return everything in row order.
+    def close(self, n_rows: int, layouts: Mapping[str, Layout]) -> "StoredFeatures":
+        """Write what is pending; the features are loaded from disk as they are asked for.
 
         Raises:
             StoreError: rows are missing on disk.
         """
         self._flush()
-        parts: dict[str, list[Features]] = {name: [] for name in recipes}
-        rows: list[int] = []
-        seen: set[int] = set()
+        shards, seen = [], set[int]()
         for shard in self._shards:
             index, owners = self._wanted(shard["keys"], seen)
-            if not index:
-                continue
-            rows.extend(owners)
-            stored = _load_shard(self.folder / shard["file"], recipes)
-            for name, features in stored.items():
-                whole = index == list(range(features.n_answers))
-                parts[name].append(features if whole else features.take(index))
-        if len(rows) != n_rows:
+            if index:
+                shards.append(_Shard(self.folder / shard["file"], tuple(index), tuple(owners)))
+        if len(seen) != n_rows:
             raise StoreError(
-                f"{self.folder} holds {len(rows)} of {n_rows} answers after reading; delete it and "
+                f"{self.folder} holds {len(seen)} of {n_rows} answers after reading; delete it and "
                 "read again"
             )
-        return {
-            name: in_row_order(rows, parts[name], width, recipe)
-            for name, (width, recipe) in recipes.items()
-        }
+        return StoredFeatures(tuple(shards), layouts)
 
     def _wanted(self, keys: Sequence[str], seen: set[int]) -> tuple[list[int], list[int]]:
         # One stored answer serves every row with the same content.
@@ -190,15 +178,53 @@ def _check_shard(folder: Path, shard: Mapping[str, Any]) -> None:
         )
 
 
-def _load_shard(path: Path, recipes: Mapping[str, tuple[int, Recipe]]) -> dict[str, Features]:
+@dataclass(frozen=True)
+class _Shard:
+    """A file with the positions in it that are wanted, and the rows they belong to."""
+
+    path: Path
+    index: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+class StoredFeatures(Mapping[str, Features]):
+    """Features of a finished reading, by name; each access loads from the shards, in row order."""
+
+    def __init__(self, shards: Sequence[_Shard], layouts: Mapping[str, Layout]) -> None:
+        self._shards = shards
+        self._layouts = layouts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._layouts)
+
+    def __len__(self) -> int:
+        return len(self._layouts)
+
+    def __getitem__(self, name: str) -> Features:
+        """All features of one recipe."""
+        return self.columns(name, 0, self._layouts[name].n_features)
+
+    def columns(self, name: str, start: int, stop: int) -> Features:
+        """Features `start`..`stop` of one recipe: one layer of many, without loading the others.
+
+        Raises:
+            StoreError: a shard is unreadable.
+        """
+        layout = replace(self._layouts[name], n_features=stop - start)
+        rows, parts = [], []
+        for shard in self._shards:
+            found = _load(shard.path, name, start, stop, layout)
+            whole = shard.index == tuple(range(found.n_answers))
+            parts.append(found if whole else found.take(shard.index))
+            rows.extend(shard.rows)
+        return in_row_order(rows, parts, layout)
+
+
+def _load(path: Path, name: str, start: int, stop: int, layout: Layout) -> Features:
     try:
         with safe_open(path, framework="pt") as stored:
-            out = {}
-            for name, (_, recipe) in recipes.items():
-                offsets = stored.get_tensor(f"{name}.offsets")
-                values = stored.get_tensor(f"{name}.values")
-                out[name] = Features(values, offsets, recipe.is_pooled)
-            return out
+            values = stored.get_slice(f"{name}.values")[:, start:stop]
+            return Features(values, stored.get_tensor(f"{name}.offsets"), layout.is_pooled)
     except (SafetensorError, OSError) as error:
         raise StoreError(
             f"cannot read {path}: {error}; delete its folder and read again"

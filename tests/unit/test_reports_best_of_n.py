@@ -1,29 +1,13 @@
-import builtins
 import sys
 
 import numpy as np
 import pytest
-import torch
+from pictures import drawn, size
 
-from retrm.errors import DataError, MissingExtraError, OutputError
+from retrm.errors import DataError
 from retrm.evaluation.best_of_n import Comparison, Row
-from retrm.features.spectrum import spectrum_of
 from retrm.metrics import Interval
-from retrm.plots import best_of_n_png, spectrum_png
-
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def size(path) -> tuple[int, int]:
-    """Width and height from the header of a PNG file."""
-    head = path.read_bytes()[:24]
-    assert head[:8] == PNG
-    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-
-
-def spectrum(n: int = 40):
-    values = torch.logspace(2, 0, n, dtype=torch.float64)
-    return spectrum_of(values, n_tail=max(1, n // 20), point="post_norm")
+from retrm.reports.best_of_n import best_of_n_png
 
 
 def interval(value: float) -> Interval:
@@ -46,44 +30,6 @@ def comparison(n: int = 4, n_heads: int = 2) -> Comparison:
         row("oracle", "bound", [0.8]),
     )
     return Comparison(rows, 10, 8, 40, n, 0)
-
-
-def drawn(monkeypatch) -> list:
-    """The figures that are saved while a test runs."""
-    from matplotlib.figure import Figure
-
-    seen, save = [], Figure.savefig
-
-    def keep(self, *args, **options):
-        seen.append(self)
-        return save(self, *args, **options)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return seen
-
-
-def test_a_spectrum_becomes_a_png_with_a_log_scale_and_a_mark_at_the_cut(
-    tmp_path, monkeypatch
-) -> None:
-    figures = drawn(monkeypatch)
-
-    spectrum_png(tmp_path / "s.png", spectrum(), spectrum(), title="toy")
-
-    (axes,) = figures[0].axes
-    assert size(tmp_path / "s.png")[0] > 900
-    assert axes.get_yscale() == "log"
-    assert axes.get_xlabel()
-    assert axes.get_ylabel()
-    assert "toy" in axes.get_title(loc="left")
-    # 40 values, the last two are the tail: the cut lies between the 38th and the 39th.
-    assert any(np.allclose(line.get_xdata(), 38.5) for line in axes.lines)
-    assert len(axes.get_legend().get_texts()) == 2
-
-
-def test_a_spectrum_without_the_folded_one_is_drawn_as_well(tmp_path) -> None:
-    spectrum_png(tmp_path / "s.png", spectrum(3))
-
-    assert size(tmp_path / "s.png")[0] > 900
 
 
 def test_best_of_n_shows_every_rule_once_and_keeps_the_legend_off_the_data(
@@ -149,13 +95,6 @@ def test_many_heads_have_different_colours_or_dashes(tmp_path, monkeypatch) -> N
     assert len(styles) == 14
 
 
-def test_the_same_figures_give_the_same_bytes(tmp_path) -> None:
-    spectrum_png(tmp_path / "a.png", spectrum())
-    spectrum_png(tmp_path / "b.png", spectrum())
-
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-
-
 def test_nothing_global_is_touched(tmp_path) -> None:
     import matplotlib
 
@@ -178,23 +117,3 @@ def test_a_comparison_without_curves_is_refused(tmp_path) -> None:
 
     with pytest.raises(DataError, match="curves of no points"):
         best_of_n_png(tmp_path / "b.png", bare)
-
-
-def test_without_matplotlib_the_pip_line_is_named(tmp_path, monkeypatch) -> None:
-    real = builtins.__import__
-
-    def without(name, *args, **options):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingExtraError, match=r'pip install "retrm\[plot\]"'):
-        spectrum_png(tmp_path / "s.png", spectrum())
-
-
-def test_a_path_that_cannot_be_written_is_our_error(tmp_path) -> None:
-    (tmp_path / "file").write_text("")
-
-    with pytest.raises(OutputError, match="could not write"):
-        spectrum_png(tmp_path / "file" / "s.png", spectrum())

@@ -1,0 +1,126 @@
+"""Generated blocks of Markdown pages: what stands between two comments is written by a script.
+
+    <!-- NAME: made by docs/SCRIPT from FILES -->
+    ...
+    <!-- /NAME -->
+
+Shared by the scripts that fill pages from committed result files.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from retrm.metrics import Interval, format_interval, format_number
+from retrm.reports.words import NONE, is_number
+
+
+class Figure(Protocol):
+    """A number with the ends of its interval, NaN where none was made."""
+
+    @property
+    def value(self) -> float:
+        """The number."""
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+
+
+def stored(values: Mapping[str, float] | None) -> Interval | None:
+    """An interval as a result file keeps it."""
+    return None if values is None else Interval(**values)
+
+
+def figure(found: Figure | None) -> str:
+    """`.812 [.790, .833]`, the bare number where there is no interval, or a dash."""
+    if found is None or not is_number(found.value):
+        return NONE
+    if not (is_number(found.low) and is_number(found.high)):
+        return format_number(found.value)
+    return format_interval(found.value, found.low, found.high)
+
+
+def difference(found: Figure | None) -> str:
+    """The same in bold where the interval excludes zero."""
+    is_sure = found is not None and (found.low > 0 or found.high < 0)
+    return f"**{figure(found)}**" if is_sure else figure(found)
+
+
+def p_value(p: float) -> str:
+    """`.042`, `< .001`, or a dash."""
+    if not is_number(p):
+        return NONE
+    return "< .001" if p < 0.001 else format_number(p)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table.
+
+    Raises:
+        ValueError: a row has not as many cells as the head, or a cell would break the table.
+    """
+    for row in rows:
+        if len(row) != len(head):
+            raise ValueError(f"got {len(row)} cells {row}; expected {len(head)}, as in {head}")
+        if any("|" in cell or "\n" in cell for cell in row):
+            raise ValueError(f"got a bar or a line break in {row}; expected plain cells")
+    lines = [head, *rows]
+    cells = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([cells[0], f"|{'---|' * len(head)}", *cells[1:]])
+
+
+def filled(text: str, blocks: Mapping[str, str]) -> str:
+    """`text` with every block between its comments.
+
+    Raises:
+        ValueError: a block has no place, or two, or a place has no block.
+    """
+    places = re.findall(r"<!-- ([\w-]+): made by [^>]*-->", text)
+    if sorted(places) != sorted(blocks):
+        raise ValueError(
+            f"the page has places for {sorted(places)}, the script makes {sorted(blocks)}; expected "
+            "the same, each once"
+        )
+    for name, block in blocks.items():
+        begin = re.search(rf"<!-- {name}: made by [^>]*-->", text)
+        end = f"<!-- /{name} -->"
+        assert begin is not None
+        if end not in text[begin.end() :]:
+            raise ValueError(f"the place of {name} is not closed by {end}")
+        stop = text.index(end, begin.end())
+        text = f"{text[: begin.end()]}\n{block}\n{text[stop:]}"
+    return text
+
+
+def write_or_check(page: Path, make: Callable[[], Mapping[str, str]], *, about: str) -> int:
+    """Fill a page, or with --check on the command line only say whether it is old.
+
+    Args:
+        page: Markdown with places for the blocks.
+        make: gives the blocks by name.
+        about: what the script does, for --help.
+
+    Returns:
+        The exit status: 1 where the page is old and was to be checked.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if old")
+    is_check = parser.parse_args().check
+    text = page.read_text("utf-8")
+    made = filled(text, make())
+    if is_check:
+        if made != text:
+            sys.stderr.write(
+                f"{page.name} is out of date: run python docs/{Path(sys.argv[0]).name}\n"
+            )
+        return int(made != text)
+    page.write_text(made, "utf-8")
+    return 0

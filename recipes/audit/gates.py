@@ -1,0 +1,144 @@
+"""Gates over every layer: the reasoning coordinates against all of them, and against random ones.
+
+`elhsr` reads every token of every layer. `retrm_elhsr` does the same with 5 % of the coordinates, those
+that the LM head hardly sees. Whether that is an economy, and whether the choice of the 5 % matters, is
+asked here on SmolLM2's own answers, with the other preset heads beside it.
+
+    python recipes/audit/gates.py [--rollouts FILE] [--folds 3] [--draws 3] -o docs/results/gates.json
+
+One reading; every head is fitted out of fold by question. About half an hour on two cores, most of it
+reading and the fit of `elhsr` itself; about 4 GB of memory for its features.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from retrm.backbone.load import load_backbone
+from retrm.cli.console import err, out, progress, reading_progress
+from retrm.cli.tables import comparison_tables
+from retrm.data.load import load_table
+from retrm.evaluation.best_of_n import Comparison
+from retrm.evaluation.held_out import measure
+from retrm.features.reduce import TORCH_DTYPES
+from retrm.files import write_json
+from retrm.fitting.fit import cross_fit, log_probability_of, read_for
+from retrm.fitting.targets import Targets
+from retrm.methods import METHODS, Method
+from retrm.metrics import (
+    best_of_k_statistic,
+    paired_difference,
+    within_prompt_auroc_statistic,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "smollm2-135m"
+PAIRS = (
+    ("retrm_elhsr", "elhsr"),
+    ("retrm_elhsr", "random_elhsr@0"),
+    ("retrm_elhsr", "retrm"),
+    ("elhsr", "last_token"),
+)
+
+
+def methods(n_draws: int) -> list[Method]:
+    """The presets, and ELHSR on random subspaces of the width of `retrm_elhsr`."""
+    random = [
+        replace(
+            METHODS["retrm_elhsr"].with_changes(recipe={"subspace": f"random:5%@{draw}"}),
+            name=f"random_elhsr@{draw}",
+        )
+        for draw in range(n_draws)
+    ]
+    return [METHODS[n] for n in ("last_token", "retrm", "harp", "elhsr", "retrm_elhsr")] + random
+
+
+def bytes_per_token(method: Method, n_features: int) -> int:
+    """Of stored features; pooled ones cost this once an answer."""
+    return n_features * TORCH_DTYPES[method.recipe.dtype].itemsize
+
+
+def differences(scores: dict[str, np.ndarray], labels: np.ndarray, ids: np.ndarray) -> list[dict]:
+    """Paired, with intervals over prompts."""
+    rows = []
+    for first, second in PAIRS:
+        for metric, made in (
+            ("within_auroc", within_prompt_auroc_statistic),
+            ("best_of_n", best_of_k_statistic),
+        ):
+            gap = paired_difference(
+                made(scores[first], labels, ids), made(scores[second], labels, ids)
+            )
+            rows.append(
+                {
+                    **{"first": first, "second": second, "metric": metric},
+                    **{"value": gap.value, "low": gap.low, "high": gap.high},
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--rollouts", type=Path, default=ROOT / "recipes" / "demo" / "rollouts.jsonl"
+    )
+    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--limit", type=int, help="only the first so many answers (a trial)")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    args = parser.parse_args()
+    table = load_table(args.rollouts)
+    if args.limit:
+        table = table.take(range(args.limit))
+    backbone = load_backbone(MODEL)
+    chosen = methods(args.draws)
+    with reading_progress("reading") as on_progress:
+        reading = read_for(backbone, table, chosen, on_progress=on_progress)
+    targets, ids = Targets.of(table), table.prompt_ids
+    scores, account, folds = {}, {}, None
+    for method in chosen:
+        features = reading.features[method.name]
+        began = time.monotonic()
+        with progress(f"fitting {method.name}") as report:
+            scores[method.name], folds = cross_fit(
+                method,
+                features,
+                targets,
+                ids.tolist(),
+                n_folds=args.folds,
+                on_fold=lambda done, total: report(done, total, "folds"),
+            )
+        account[method.name] = {
+            "n_features": features.n_features,
+            "bytes_per_token": bytes_per_token(method, features.n_features),
+            "is_pooled": features.is_pooled,
+            "fit_s_per_fold": (time.monotonic() - began) / args.folds,
+        }
+        err.print(f"{method.name}: {account[method.name]}")
+    comparison = measure(scores, table, log_probability_of(table, reading), folds=folds)
+    assert isinstance(comparison, Comparison)
+    out.print(*comparison_tables(comparison), sep="\n")
+    write_json(
+        args.output,
+        {
+            "what": "gates over all layers: reasoning coordinates, random ones, all of them",
+            "command": "python recipes/audit/gates.py -o docs/results/gates.json",
+            "folds": args.folds,
+            "model": MODEL,
+            "n_answers": len(table),
+            "n_tokens": reading.n_tokens,
+            "reading_s": reading.elapsed_s,
+            "heads": account,
+            "differences": differences(scores, table.labels, ids),
+            **json.loads(json.dumps(comparison.as_dict(), default=float)),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""The one reading of an audit: everything that the whole grid needs, reduced while the model runs.
+
+Kept per answer, float32: the last and the mean response state of every layer as the final norm sees
+it (post_norm), the state at the end of the prompt, confidence scalars, sums of energy, and, where
+they were asked for, the maximum over tokens on each subspace of the primary width and the tokens of
+the last layer. A linear probe on any subspace of any matrix follows from the pooled states without
+the model: Vᵀ mean(h) = mean(Vᵀ h). The maximum does not commute with the projection, which is why it
+is taken on the fly.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from retrm.audit.energy import AnswerEnergy, EnergyRecipe, EnergyReducer, answer_energy
+from retrm.audit.plan import AuditPlan
+from retrm.backbone.base import Backbone
+from retrm.backbone.batching import TOKENS_PER_BATCH, plan_batches
+from retrm.features.read import Overlong, Progress, read, render_all
+from retrm.features.recipe import Recipe
+from retrm.features.reduce import SCALARS, TORCH_DTYPES, Features, Reducer, StateReducer
+from retrm.features.subspace import SubspaceSpec, fit_spectrum
+from retrm.records import AnswerTable
+from retrm.store.shards import ShardSink, StoredFeatures
+
+MAX_KINDS = ("full", "reasoning", "semantic", "middle")
+
+
+def recipes_of(plan: AuditPlan, width: int, *, counts_end: bool = True) -> dict[str, Recipe]:
+    """What is kept, by name."""
+    out = {
+        "prompt_end": Recipe(pooling="prompt_end", counts_end=counts_end),
+        "scalars": Recipe(source="log_probability", counts_end=counts_end),
+    }
+    for pooling in ("last", "mean"):
+        if pooling in plan.poolings:
+            out[pooling] = Recipe(layers=plan.layers, pooling=pooling, counts_end=counts_end)
+    if "max" in plan.poolings:
+        m = plan.m(width)
+        names = {kind: "full" if kind == "full" else f"{kind}:{m}" for kind in MAX_KINDS}
+        names.update({f"random.{i}": f"random:{m}@{i}" for i in range(plan.n_draws)})
+        for name, subspace in names.items():
+            out[f"max.{name}"] = Recipe(subspace=subspace, pooling="max", counts_end=counts_end)
+    if "gate" in plan.poolings:
+        out["tokens"] = Recipe(pooling="tokens", dtype="float16", counts_end=counts_end)
+    return out
+
+
+def reducers_of(
+    plan: AuditPlan, backbone: Backbone, recipes: Mapping[str, Recipe]
+) -> dict[str, StateReducer]:
+    """Reducers with their bases from one decomposition of the LM head, and the energy sums."""
+    fitter = fit_spectrum(backbone.unembedding, "post_norm")
+    out: dict[str, StateReducer] = {"energy": EnergyReducer(backbone, m=plan.m(backbone.width))}
+    for name, recipe in recipes.items():
+        if not name.startswith("max.") or recipe.subspace == "full":
+            continue
+        part, _, draw = name.removeprefix("max.").partition(".")
+        basis = fitter.subspace(part, plan.m(backbone.width), seed=int(draw or 0))
+        out[name] = Reducer(recipe, backbone, bases={"post_norm": basis})
+    return out
+
+
+@dataclass(frozen=True)
+class AuditReading:
+    """The stored features of the answers that were read.
+
+    Attributes:
+        features: by name; loaded from disk when asked for.
+        rows: (n,) rows of the table that were read.
+        layers: kept layers, ascending.
+        width: of the state.
+        n_tokens, n_truncated, n_skipped, elapsed_s: as in `retrm.features.read.Reading`.
+    """
+
+    features: StoredFeatures
+    rows: np.ndarray
+    layers: tuple[int, ...]
+    width: int
+    n_tokens: int
+    n_truncated: int
+    n_skipped: int
+    elapsed_s: float
+
+    def states(self, layer: int, pooling: str) -> Float[Tensor, "answers width"]:
+        """Pooled post_norm states of one layer."""
+        if pooling == "prompt_end":
+            return self.features["prompt_end"].values
+        at = self.layers.index(layer) * self.width
+        return self.features.columns(pooling, at, at + self.width).values
+
+    def maximum(self, name: str) -> Float[Tensor, "answers features"]:
+        """Maximum over tokens of the coefficients of `full`, `reasoning`, `random.3`, ..."""
+        return self.features[f"max.{name}"].values
+
+    def tokens(self) -> Features:
+        """The response tokens of the last layer, float16."""
+        return self.features["tokens"]
+
+    def energy(self) -> AnswerEnergy:
+        """Energy of each answer's last token, with its length in tokens."""
+        return answer_energy(self.features["energy"])
+
+    def scalars(self) -> dict[str, Float[Tensor, " answers"]]:
+        """Log-probabilities and entropies by name, nats."""
+        values = self.features["scalars"].values
+        return {name: values[:, i] for i, name in enumerate(SCALARS)}
+
+
+def read_answers(
+    backbone: Backbone,
+    table: AnswerTable,
+    plan: AuditPlan,
+    folder: Path,
+    *,
+    overlong: Overlong = "error",
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> AuditReading:
+    """Read every answer of `table` once into `folder`; a killed run goes on there.
+
+    Raises:
+        RecipeError, OverlongError, RenderError: before the model works.
+        StoreError: `folder` holds another reading.
+    """
+    recipes = recipes_of(plan, backbone.width, counts_end=backbone.renderer.counts_end)
+    reducers = reducers_of(plan, backbone, recipes)
+    header = {**recipes, "energy": EnergyRecipe(plan.m(backbone.width))}
+    sink = ShardSink(folder, header, backbone.fingerprint, dtype=backbone.dtype)
+    reading = read(
+        backbone,
+        table.answers,
+        recipes,
+        reducers=reducers,
+        sink=sink,
+        overlong=overlong,
+        tokens_per_batch=tokens_per_batch,
+        on_progress=on_progress,
+    )
+    assert isinstance(reading.features, StoredFeatures)
+    return AuditReading(
+        features=reading.features,
+        rows=reading.rows,
+        layers=Recipe(layers=plan.layers).layer_numbers(backbone.n_layers),
+        width=backbone.width,
+        n_tokens=reading.n_tokens,
+        n_truncated=reading.n_truncated,
+        n_skipped=reading.n_skipped,
+        elapsed_s=reading.elapsed_s,
+    )
+
+
+@dataclass(frozen=True)
+class ReadingEstimate:
+    """What a reading will take.
+
+    Attributes:
+        n_answers: that fit the context.
+        n_skipped: that do not and are left out.
+        n_tokens: that pass through the model, shared prompts counted once.
+        n_response_tokens: judged ones among them.
+        disk_bytes: of the store.
+    """
+
+    n_answers: int
+    n_skipped: int
+    n_tokens: int
+    n_response_tokens: int
+    disk_bytes: int
+
+
+def estimate_reading(
+    backbone: Backbone,
+    table: AnswerTable,
+    plan: AuditPlan,
+    *,
+    overlong: Overlong = "error",
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> ReadingEstimate:
+    """Tokens and bytes of `read_answers`, by rendering only; the model does not run."""
+    todo = render_all(backbone, table.answers, overlong=overlong)
+    plans = plan_batches(
+        todo.rendered, tokens_per_batch=tokens_per_batch, share_prompts=backbone.shares_prompts
+    )
+    n_response = sum(item.n_response for item in todo.rendered)
+    recipes = recipes_of(plan, backbone.width, counts_end=backbone.renderer.counts_end)
+    return ReadingEstimate(
+        n_answers=len(todo.rendered),
+        n_skipped=todo.n_skipped,
+        n_tokens=sum(row.n_tokens for batch in plans for row in batch.rows),
+        n_response_tokens=n_response,
+        disk_bytes=_bytes(recipes, backbone, len(todo.rendered), n_response),
+    )
+
+
+def _bytes(
+    recipes: Mapping[str, Recipe], backbone: Backbone, n_answers: int, n_response: int
+) -> int:
+    total = n_answers * (backbone.n_layers + 2) * 3 * 7 * 4  # energy sums
+    for recipe in recipes.values():
+        per_row = TORCH_DTYPES[recipe.dtype].itemsize * (
+            len(SCALARS)
+            if recipe.source == "log_probability"
+            else _n_dims(recipe, backbone.width) * len(recipe.wanted(backbone.n_layers))
+        )
+        total += per_row * (n_answers if recipe.is_pooled else n_response)
+    return total
+
+
+def _n_dims(recipe: Recipe, width: int) -> int:
+    return SubspaceSpec.parse(recipe.subspace).n_dims(width)

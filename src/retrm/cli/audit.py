@@ -1,0 +1,272 @@
+"""`retrm audit`: does the reasoning subspace carry the reward, for this model and these answers."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.padding import Padding
+from rich.text import Text
+
+from retrm.cli.console import Report, err, out, print_json, progress, reading_progress
+from retrm.cli.console import table as text_table
+from retrm.cli.options import Output
+from retrm.cli.settings import checked, read_settings
+from retrm.errors import RecipeError
+
+if TYPE_CHECKING:
+    from retrm.audit.estimate import AuditEstimate
+    from retrm.audit.intervene import InterventionPlan
+    from retrm.audit.plan import AuditPlan
+    from retrm.audit.tables import AuditTables
+
+
+def audit(
+    data: str,
+    /,
+    *,
+    model: str,
+    output: Output,
+    quick: bool = False,
+    pooling: list[str] | None = None,
+    interventions: bool = False,
+    n_samples: int = 0,
+    grader: str = "numeric",
+    dry_run: bool = False,
+    config: Path | None = None,
+    format: str = "auto",
+    attribute: str | None = None,
+    empty: str = "error",
+    label_threshold: float | None = None,
+    overlong: str = "error",
+    seed: int = 0,
+    dtype: str = "float32",
+    device: str = "cpu",
+    json: bool = False,
+) -> None:
+    """Settle whether the reasoning subspace of a model's LM head helps a reward head on your answers.
+
+    The answers are read once. Heads are then fitted, by the same rules, on the full state, on the
+    reasoning subspace (the smallest singular directions of the LM head), and on every control of the
+    same width: random, semantic, middle, principal components, raw coordinates. The verdict compares
+    the reasoning subspace with random ones and with the full state, by intervals over prompts; it
+    can come out either way, or undecided.
+
+    A killed audit goes on when the same command is given again.
+
+    Parameters
+    ----------
+    data
+        Judged answers: rollouts with right/wrong labels, several to a prompt, or preferences
+        (chosen, rejected). JSONL, JSON, Parquet or hub:owner/name.
+    model
+        The frozen language model: smollm2-135m, a hub id, a local folder or a GGUF file.
+    output
+        Folder of the audit: audit.html, figures/, every table as Parquet and CSV.
+    quick
+        A smaller grid for a first look: two widths, two poolings, 20 random draws.
+    pooling
+        Over response tokens: last (always needed), mean, max, gate; may be given several times.
+        Default last, mean and max.
+    interventions
+        Also remove components of the state while the model works and measure what changes.
+    n_samples
+        With --interventions: new answers to each question under each removal, for accuracy; needs
+        reference answers in the data.
+    grader
+        Rule that judges the new answers: numeric, choice, exact or math.
+    dry_run
+        Print tokens, seconds and bytes, and stop; a short trial reading is made for the speed.
+    config
+        TOML file with the tables [plan] and [interventions] for everything else.
+    format
+        Record format, if the columns fit several.
+    attribute
+        Which rating to learn, for records rated on several.
+    empty
+        Records with an empty answer: error, or drop (counted).
+    label_threshold
+        Grades at or above it are right.
+    overlong
+        Answers beyond the context: error, truncate_left or skip; the last two are counted.
+    seed
+        Of folds, random subspaces and resamples.
+    dtype
+        Of the backbone: float32, bfloat16, float64 or auto.
+    device
+        cpu, cuda, cuda:1, ...
+    json
+        Print one JSON object on stdout.
+    """
+    from retrm.audit.estimate import estimate_audit
+    from retrm.audit.run import audit as run_audit
+    from retrm.audit.run import check_supervision
+    from retrm.backbone.load import load_backbone
+    from retrm.data.load import load_table
+    from retrm.reports.canvas import check_plotting
+
+    settings = read_settings(config, ("plan", "interventions"))
+    plan = _plan(settings.get("plan", {}), quick=quick, pooling=pooling, seed=seed)
+    removal = _removal(settings.get("interventions"), interventions, n_samples)
+    check_plotting()
+    answers = load_table(data, format=format, attribute=attribute, empty=empty)  # type: ignore[arg-type]
+    check_supervision(answers, plan, label_threshold=label_threshold)
+    backbone = load_backbone(model, dtype=dtype, device=device)
+    err.print(f"{len(answers):,} answers to {len(answers.candidate_sets()):,} prompts from {data}")
+    if dry_run:
+        estimate = estimate_audit(backbone, answers, plan, overlong=overlong)  # type: ignore[arg-type]
+        _print_estimate(estimate, json)
+        return
+    with reading_progress("reading") as on_reading, _stages() as on_stage:
+        tables = run_audit(
+            answers,
+            backbone,
+            plan,
+            output,
+            data=Path(data).name,
+            overlong=overlong,  # type: ignore[arg-type]
+            label_threshold=label_threshold,
+            interventions=removal,
+            grader=grader,
+            on_reading=on_reading,
+            on_stage=on_stage,
+        )
+    _write_report(output, tables)
+    _print_result(output, tables, json)
+
+
+def _plan(
+    values: Mapping[str, Any], *, quick: bool, pooling: list[str] | None, seed: int
+) -> "AuditPlan":
+    from retrm.audit.plan import QUICK, AuditPlan
+
+    given = checked(values, [field.name for field in fields(AuditPlan)], "[plan]")
+    merged = {**(QUICK if quick else {}), "seed": seed, **given}
+    if pooling:
+        merged["poolings"] = tuple(pooling)
+    return _made(AuditPlan, merged, "[plan]")
+
+
+def _removal(
+    values: Mapping[str, Any] | None, wanted: bool, n_samples: int
+) -> "InterventionPlan | None":
+    from retrm.audit.intervene import InterventionPlan
+
+    if values is None and not wanted:
+        if n_samples:
+            raise RecipeError(
+                f"got --n-samples {n_samples} without --interventions; new answers are drawn only "
+                "where something is removed. Add --interventions"
+            )
+        return None
+    names = [field.name for field in fields(InterventionPlan)]
+    given = checked(values or {}, names, "[interventions]")
+    if n_samples:
+        given["n_samples"] = n_samples
+    return _made(InterventionPlan, given, "[interventions]")
+
+
+def _made(kind: type, values: Mapping[str, Any], where: str) -> Any:
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise RecipeError(f"cannot read {where}: {error}") from error
+
+
+@contextlib.contextmanager
+def _stages() -> Iterator[Callable[[str, int, int], None]]:
+    """One progress bar a stage."""
+    with contextlib.ExitStack() as bars:
+        running: dict[str, Report] = {}
+
+        def on_stage(stage: str, done: int, total: int) -> None:
+            if stage not in running:
+                bars.close()
+                running.clear()
+                running[stage] = bars.enter_context(progress(stage))
+            running[stage](done, max(total, 1), "")
+
+        yield on_stage
+
+
+def _print_estimate(estimate: "AuditEstimate", json: bool) -> None:
+    if json:
+        print_json(asdict(estimate))
+        return
+    rows = [
+        ["answers to read", f"{estimate.n_answers:,}"],
+        ["over-long, left out", f"{estimate.n_skipped:,}"],
+        ["tokens", f"{estimate.n_tokens:,}"],
+        ["tokens a second (trial)", f"{estimate.tokens_per_s:,.0f}"],
+        ["reading", duration(estimate.reading_s)],
+        ["fitting (within a factor of two)", duration(estimate.fitting_s)],
+        ["disk", f"{estimate.disk_bytes / 1e6:,.0f} MB"],
+    ]
+    out.print(text_table("dry run: nothing was written", ["", ""], rows))
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _write_report(folder: Path, tables: "AuditTables") -> None:
+    from retrm.reports.audit_figures import draw_audit, write_pictures
+    from retrm.reports.audit_page import write_audit_page
+
+    pictures = draw_audit(tables)
+    write_pictures(folder / "figures", pictures)
+    write_audit_page(folder / "audit.html", tables, pictures=pictures)
+
+
+def _print_result(folder: Path, tables: "AuditTables", json: bool) -> None:
+    if json:
+        verdicts = [vars(verdict) for verdict in tables.verdicts]
+        print_json({"folder": str(folder), "facts": dict(tables.facts), "verdicts": verdicts})
+        return
+    out.print(primary_table(tables))
+    for verdict in tables.verdicts:
+        mark = "primary" if verdict.is_primary else "exploratory"
+        out.print(f"[bold]{verdict.question}[/] ({mark}): [bold]{verdict.answer}[/]")
+        out.print(Padding(Text(verdict.sentence), (0, 0, 1, 2)))
+    out.print(f"{folder / 'audit.html'}: the report; tables as Parquet and CSV beside it")
+
+
+def primary_table(tables: "AuditTables") -> Group:
+    """The setting of record: a line a feature set, random draws as their mean, baselines below."""
+    from retrm.audit.words import KINDS, METRICS
+    from retrm.metrics import format_interval, format_number
+
+    rows = [row for row in tables.cells if row.sweep == "primary"]
+    record = str(tables.facts["metric"])
+    metrics = [m for m in dict.fromkeys((record, "best_of_n")) if any(r.metric == m for r in rows)]
+    lines = []
+    for kind in dict.fromkeys(row.features for row in rows):
+        line = [KINDS[kind].short if kind in KINDS else kind]
+        for metric in metrics:
+            found = [row for row in rows if row.features == kind and row.metric == metric]
+            if not found:
+                line.append("–")
+            elif len(found) == 1:
+                line.append(format_interval(found[0].value, found[0].low, found[0].high))
+            else:
+                mean = sum(row.value for row in found) / len(found)
+                line.append(f"{format_number(mean)} (mean of {len(found)})")
+        lines.append(line)
+    for name in ("pass_at_1", "oracle"):
+        if tables.facts.get(name) is not None:
+            cells = [
+                format_number(tables.facts[name]) if m == "best_of_n" else "–" for m in metrics
+            ]
+            lines.append([{"pass_at_1": "pass@1", "oracle": "oracle"}[name], *cells])
+    facts = tables.facts
+    title = (
+        f"{facts['model']}, {facts['data']}: {facts['n_answers']:,} answers to "
+        f"{facts['n_prompts']:,} prompts, {facts['n_mixed']:,} to compare within; "
+        f"m = {facts['m']} of {facts['width']}; 95 % intervals over prompts"
+    )
+    return text_table(title, ["features", *(METRICS[m].short for m in metrics)], lines)

@@ -1,0 +1,531 @@
+"""The report of an audit as one HTML file that needs nothing else: no script, no request, no network.
+
+Verdicts stand first, then how to read them, the primary table with its baselines, the pictures with
+what would support and what would refute the claim, and everything that was recorded. All text from
+outside is escaped, and a content security policy forbids the page to load anything.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrm.audit.tables import ROW_TYPES, AuditTables, CellRow, ContrastRow, Verdict
+from retrm.features.caveat import CAVEAT
+from retrm.files import atomic_write
+from retrm.reports.audit_cells import SETTINGS, distinct_lines, in_order
+from retrm.reports.audit_figures import Picture, draw_audit
+from retrm.reports.audit_outcomes import contrast_name
+from retrm.reports.page_style import STYLE
+from retrm.reports.words import (
+    NONE,
+    feature_name,
+    is_number,
+    metric_name,
+    metric_of_record,
+    number,
+    signed,
+    span,
+)
+
+QUESTIONS: Mapping[str, str] = {
+    "specificity": "Is the reasoning subspace better than random directions?",
+    "economy": "Is it as good as the full state?",
+    "sanity": "Is the measurement itself sound?",
+    "labels": "Does it help where labels are few?",
+    "confidence": "Does it say more than confidence and length?",
+    "length": "Is it more than the length of the answer?",
+    "layers": "Does the layer matter?",
+    "use": "Does the model use it?",
+}
+READING = (
+    f"{CAVEAT} This page tests whether they carry the quality of an answer: if they do, a small head "
+    "that reads only these directions must tell better from worse answers more surely than one that "
+    "reads equally many random directions."
+)
+INTERVALS = (
+    "Numbers in brackets are 95 % intervals over prompts: other questions of the same kind would "
+    "move a figure about that far. A difference whose interval holds zero is not established."
+)
+_CSS_PIXELS = 0.56
+# How an answer begins, for the colour of its card; anything else, and a mixed answer, is neutral.
+_GOOD = ("helps", "within margin", "not length alone", "costs more", "within chance")
+_BAD = ("hurts", "worse than full", "reverses", "leaks")
+_MAIN_METRICS = ("within_auroc", "pair_accuracy", "pooled_auroc", "best_of_n")
+
+
+def write_audit_page(
+    path: str | Path, tables: AuditTables, *, pictures: Sequence[Picture] | None = None
+) -> None:
+    """Write the report of an audit as one HTML file.
+
+    Args:
+        path: file to write; links to the data files expect it in the folder of `tables.save`.
+        tables: of the audit; sections without rows are left out.
+        pictures: from `draw_audit`, to draw them once only; None draws them here, and an empty
+            sequence leaves them out.
+
+    Raises:
+        MissingExtraError: pictures are to be drawn and matplotlib is not installed.
+        OutputError: the file cannot be written.
+    """
+    text = audit_page(tables, draw_audit(tables) if pictures is None else pictures)
+    with atomic_write(Path(path), "w") as out:
+        out.write(text)
+
+
+def audit_page(tables: AuditTables, pictures: Sequence[Picture]) -> str:
+    """The page as text."""
+    model = str(tables.facts.get("model", "unknown model"))
+    sections = (
+        _header(tables, model),
+        _verdicts(tables.verdicts),
+        f"<section class=reading><h2>How to read this</h2><p>{escape(READING)}</p>"
+        f"<p>{escape(INTERVALS)}</p></section>",
+        _primary(tables),
+        _others(tables),
+        _pictures(pictures),
+        _contrasts(tables),
+        _notes(tables),
+        _facts(tables),
+        _files(tables, pictures),
+    )
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "img-src data:; style-src 'unsafe-inline'\">"
+        f"<title>Subspace audit of {escape(model)}</title><style>{STYLE}</style></head>"
+        f"<body><main>\n{''.join(f'{part}{chr(10)}' for part in sections if part)}"
+        "</main></body></html>\n"
+    )
+
+
+# --------------------------------------------------------------- head and verdicts
+
+
+def _header(tables: AuditTables, model: str) -> str:
+    facts = tables.facts
+    counts = [
+        f"{facts[key]:,} {name}"
+        for key, name in (
+            ("n_prompts", "prompts"),
+            ("n_mixed", "of them with right and wrong answers"),
+            ("n_answers", "answers"),
+            ("n_pairs", "preference pairs"),
+        )
+        if is_number(facts.get(key)) and facts[key]
+    ]
+    return (
+        "<header><p class=kicker>retrm subspace audit</p>"
+        "<h1>Does the reasoning subspace carry the reward?</h1>"
+        f"<p class=subject><b>{escape(model)}</b> on "
+        f"<b>{escape(str(facts.get('data', 'unknown data')))}</b></p>"
+        f"<p class=muted>{escape(' · '.join(counts))}</p></header>"
+    )
+
+
+def _verdicts(verdicts: Sequence[Verdict]) -> str:
+    if not verdicts:
+        return (
+            "<section><h2>Verdict</h2><p>None: this audit holds no contrast to judge.</p></section>"
+        )
+    primary = [verdict for verdict in verdicts if verdict.is_primary]
+    others = [verdict for verdict in verdicts if not verdict.is_primary]
+    parts = ["<section><h2>Verdict</h2>"]
+    parts += [_verdict(verdict, "primary") for verdict in primary]
+    if not primary:
+        parts.append(
+            "<p>No primary verdict: the contrast that was fixed beforehand is missing.</p>"
+        )
+    if others:
+        parts.append(
+            "<h3>Exploratory</h3><p class=muted>Looked at beside the question that was fixed "
+            "beforehand: hints to test again, not findings.</p><div class=grid>"
+        )
+        parts += [_verdict(verdict, "exploratory") for verdict in others]
+        parts.append("</div>")
+    return "".join([*parts, "</section>"])
+
+
+def _verdict(verdict: Verdict, role: str) -> str:
+    answer = verdict.answer
+    tone = "good" if answer.startswith(_GOOD) else "bad" if answer.startswith(_BAD) else "open"
+    tone = "open" if "," in answer else tone
+    question = QUESTIONS.get(verdict.question, verdict.question)
+    mark = "<span class=chip>primary</span>" if role == "primary" else ""
+    return (
+        f'<article class="verdict {role} {tone}"><p class=question>{escape(question)} {mark}</p>'
+        f"<p class=answer>{escape(verdict.answer)}</p>"
+        f"<p class=sentence>{escape(verdict.sentence)}</p></article>"
+    )
+
+
+# ------------------------------------------------------------------- primary table
+
+
+@dataclass(frozen=True)
+class TableLine:
+    """A line of the primary table: a name, a remark, the cells of each metric, m, n and prompts."""
+
+    name: str
+    values: Mapping[str, str]
+    m: int = 0
+    n: int = 0
+    n_prompts: int = 0
+
+
+def _primary(tables: AuditTables) -> str:
+    if not any(row.head != "-" for row in tables.cells):
+        return ""
+    record, groups = metric_of_record(tables), primary_lines(tables)
+    metrics = _metrics_of(groups)
+    main = [metric for metric in metrics if metric in (record, *_MAIN_METRICS)]
+    more = [metric for metric in metrics if metric not in main]
+    details = (
+        "<details><summary>More metrics of the same heads: equal length, finished answers, "
+        f"calibration</summary>{_table(groups, record, more)}</details>"
+        if more
+        else ""
+    )
+    return (
+        f"<section><h2>The primary setting</h2>{_table(groups, record, main)}"
+        f"<p class=muted>{escape(_under_table(tables))}</p>{details}</section>"
+    )
+
+
+def _metrics_of(groups: Mapping[str, Sequence[TableLine]]) -> list[str]:
+    found = [metric for lines in groups.values() for line in lines for metric in line.values]
+    return list(dict.fromkeys(found))
+
+
+def _others(tables: AuditTables) -> str:
+    """Sweeps that have no picture: whose singular directions, and how tokens become one state."""
+    heads = [row for row in tables.cells if row.head != "-"]
+    groups = {
+        "Other matrices": _lines_of_sweep(tables, heads, "matrix"),
+        "Other poolings": _lines_of_sweep(tables, heads, "pooling"),
+    }
+    if not any(groups.values()):
+        return ""
+    return (
+        "<section><h2>Other settings</h2><p class=muted>Exploratory.</p>"
+        f"{_table(groups, metric_of_record(tables), _metrics_of(groups))}</section>"
+    )
+
+
+def _table(groups: Mapping[str, Sequence[TableLine]], record: str, metrics: Sequence[str]) -> str:
+    head = "".join(
+        f"<th{' class=record' if m == record else ''}>{escape(metric_name(m))}</th>"
+        for m in metrics
+    )
+    body = []
+    for title, every in groups.items():
+        lines = [line for line in every if any(metric in line.values for metric in metrics)]
+        if lines:
+            body.append(f"<tr class=group><th colspan={4 + len(metrics)}>{escape(title)}</th></tr>")
+            body += [_table_line(line, metrics, record) for line in lines]
+    return (
+        "<div class=scroll><table><thead><tr><th>read by the head</th><th>features</th>"
+        f"{head}<th>rows or pairs</th><th>prompts</th></tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _under_table(tables: AuditTables) -> str:
+    return (
+        f"Out of fold: no prompt is in the training part of the head that scores it. Metric of "
+        f"record: {metric_name(metric_of_record(tables))}, 95 % intervals over prompts. Random "
+        "subspaces: the mean over their draws, and the 5th to 95th percentile of the draws instead "
+        "of an interval. AUROC and pair accuracy of a coin are .5."
+    )
+
+
+def _table_line(line: TableLine, metrics: Sequence[str], record: str) -> str:
+    cells = "".join(
+        f"<td{' class=record' if metric == record else ''}>{line.values.get(metric, NONE)}</td>"
+        for metric in metrics
+    )
+    counts = "".join(
+        f"<td>{n:,}</td>" if n else f"<td>{NONE}</td>" for n in (line.n, line.n_prompts)
+    )
+    size = f"{line.m:,}" if line.m else NONE
+    return f"<tr><th scope=row>{escape(line.name)}</th><td>{size}</td>{cells}{counts}</tr>"
+
+
+def primary_lines(tables: AuditTables) -> dict[str, list[TableLine]]:
+    """Lines of the primary table by group: heads, controls, rules without a head, bounds.
+
+    Values are HTML.
+    """
+    heads = [row for row in tables.cells if row.head != "-"]
+    return {
+        "Heads of the primary setting": _lines_of_sweep(tables, heads, "primary"),
+        "Controls": _lines_of_sweep(tables, heads, "controls"),
+        "Without a head": _baselines(tables),
+        "Bounds": _bounds(tables),
+    }
+
+
+def _lines_of_sweep(tables: AuditTables, heads: Sequence[CellRow], sweep: str) -> list[TableLine]:
+    rows = [row for row in heads if row.sweep == sweep]
+    record = [row for row in rows if row.metric == metric_of_record(tables)]
+    lines = []
+    for kind in in_order(record):
+        for name, line in distinct_lines(record, kind, "draw"):
+            settings = {_setting(row) for row in line}
+            same = [row for row in rows if row.features == kind and _setting(row) in settings]
+            is_told = "scaling" in name
+            raw = ", not standardised" if line[0].scaling == "raw" and not is_told else ""
+            lines.append(_line(name + raw, same, metric_of_record(tables)))
+    return lines
+
+
+def _setting(row: CellRow) -> tuple[Any, ...]:
+    return tuple(getattr(row, name) for name in SETTINGS)
+
+
+def _line(name: str, rows: Sequence[CellRow], record: str) -> TableLine:
+    by_metric: dict[str, list[CellRow]] = {}
+    for row in sorted(rows, key=lambda row: row.metric != record):
+        by_metric.setdefault(row.metric, []).append(row)
+    first = next(iter(by_metric.values()))
+    n_draws = f", {len(first)} draws" if len(first) > 1 else ""
+    return TableLine(
+        name + n_draws,
+        {metric: _value(found) for metric, found in by_metric.items()},
+        first[0].m,
+        first[0].n,
+        first[0].n_prompts,
+    )
+
+
+def _value(rows: Sequence[CellRow]) -> str:
+    if len(rows) == 1:
+        interval = span(rows[0].low, rows[0].high)
+        return f"<b>{number(rows[0].value)}</b>" + (f" <span>{interval}</span>" if interval else "")
+    values = [row.value for row in rows]
+    low, high = np.percentile(values, (5, 95)).tolist()
+    return f"<b>{number(float(np.mean(values)))}</b> <span>draws {number(low)} to {number(high)}</span>"
+
+
+def _baselines(tables: AuditTables) -> list[TableLine]:
+    rows = [row for row in tables.cells if row.head == "-"]
+    return [
+        _line(feature_name(kind), _first_of_each_metric(rows, kind), metric_of_record(tables))
+        for kind in dict.fromkeys(row.features for row in rows)
+    ]
+
+
+def _first_of_each_metric(rows: Sequence[CellRow], kind: str) -> list[CellRow]:
+    # A baseline has no setting: what several sweeps repeat is one number.
+    found: dict[str, CellRow] = {}
+    for row in rows:
+        if row.features == kind:
+            found.setdefault(row.metric, row)
+    return list(found.values())
+
+
+def _bounds(tables: AuditTables) -> list[TableLine]:
+    facts, record = tables.facts, metric_of_record(tables)
+    lines = [
+        TableLine(name, {"best_of_n": f"<b>{number(facts[key])}</b>"})
+        for key, name in (
+            ("majority", "majority vote"),
+            ("oracle", "oracle: any candidate is right"),
+        )
+        if is_number(facts.get(key))
+    ]
+    pick = {record: "<b>.500</b>"}
+    if is_number(facts.get("pass_at_1")):
+        pick["best_of_n"] = f"<b>{number(facts['pass_at_1'])}</b>"
+    return [TableLine("random pick", pick), *lines]
+
+
+# -------------------------------------------------------------- pictures, contrasts
+
+
+def _pictures(pictures: Sequence[Picture]) -> str:
+    if not pictures:
+        return ""
+    return "<section><h2>Pictures</h2>" + "".join(_picture(p) for p in pictures) + "</section>"
+
+
+def _picture(picture: Picture) -> str:
+    kind = picture.kind
+    data = base64.b64encode(picture.png).decode("ascii")
+    # Letters of all pictures have one size on the page, whatever the width of a picture.
+    width, height = (round(pixels * _CSS_PIXELS) for pixels in _size(picture.png))
+    return (
+        f"<figure id={kind.name}><h3>{escape(kind.title)}</h3>"
+        f'<img alt="{escape(kind.title + ": " + kind.shows)}" width={width} '
+        f'height={height} src="data:image/png;base64,{data}">'
+        f"<figcaption><p>{escape(kind.shows)}</p><dl>"
+        f"<dt class=for>Would support the claim</dt><dd>{escape(kind.supports)}</dd>"
+        f"<dt class=against>Would refute it</dt><dd>{escape(kind.refutes)}</dd></dl></figcaption>"
+        "</figure>"
+    )
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    """Width and height in pixels, which open the header of every PNG file."""
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+
+
+def _contrasts(tables: AuditTables) -> str:
+    if not tables.contrasts:
+        return ""
+    rows = "".join(_contrast(row) for row in tables.contrasts)
+    n_others = sum(row.role == "exploratory" for row in tables.contrasts)
+    return (
+        "<section><h2>All paired differences</h2><details><summary>"
+        f"{len(tables.contrasts):,} differences, {n_others:,} of them exploratory</summary>"
+        "<div class=scroll><table><thead><tr><th>difference</th><th>role</th><th>metric</th>"
+        "<th>value</th><th>rank p</th><th>Holm p</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table></div></details></section>"
+    )
+
+
+def _contrast(row: ContrastRow) -> str:
+    interval = span(row.low, row.high, is_difference=True)
+    return (
+        f"<tr><th scope=row>{escape(contrast_name(row))}</th><td>{escape(row.role)}</td>"
+        f"<td>{escape(metric_name(row.metric))}</td>"
+        f"<td><b>{signed(row.value)}</b> <span>{interval}</span></td>"
+        f"<td>{number(row.rank_p)}</td><td>{number(row.holm_p)}</td></tr>"
+    )
+
+
+# -------------------------------------------------------------------- what was done
+
+
+def _notes(tables: AuditTables) -> str:
+    notes = audit_notes(tables)
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return f"<section><h2>Notes</h2><ul>{items}</ul></section>" if notes else ""
+
+
+def audit_notes(tables: AuditTables) -> list[str]:
+    """What a reader must know to trust the figures: answers left out, draws, folds, penalties."""
+    return [
+        *_notes_on_answers(tables.facts),
+        *_notes_on_fits(tables),
+        *_notes_on_cost(tables.facts),
+    ]
+
+
+def _notes_on_answers(facts: Mapping[str, Any]) -> list[str]:
+    notes, n_answers = [], facts.get("n_answers")
+    n_cut = facts.get("n_cut")
+    if is_number(n_cut) and is_number(n_answers) and n_answers:
+        share = n_cut / n_answers
+        warning = (
+            " More than 2 %: length and the last token then say much about the label, so read the "
+            "figures on finished answers as well."
+            if share > 0.02
+            else ""
+        )
+        notes.append(f"{n_cut:,} of {n_answers:,} answers ({share:.1%}) were cut.{warning}")
+    for key, words in (
+        ("n_skipped", "were left out because they did not fit the context"),
+        ("n_truncated", "lost the beginning of their prompt to fit the context"),
+    ):
+        if is_number(facts.get(key)):
+            notes.append(f"{facts[key]:,} answers {words}.")
+    return notes
+
+
+def _notes_on_fits(tables: AuditTables) -> list[str]:
+    facts, notes = tables.facts, []
+    primary = (row.n_draws for row in tables.contrasts if row.role == "primary")
+    n_draws = next(primary, facts.get("n_draws"))
+    if is_number(n_draws):
+        few = " Fewer than 20 draws make no band." if n_draws < 20 else ""
+        notes.append(
+            f"{n_draws} random subspaces in the primary contrast; the smallest rank p they allow is "
+            f"{number(1 / (1 + n_draws))}.{few}"
+        )
+    if is_number(facts.get("n_folds")):
+        seeds = facts.get("split_seeds")
+        seeds_text = f", split seeds {_plain(seeds)}" if seeds is not None else ""
+        notes.append(f"{facts['n_folds']} folds by prompt{seeds_text}.")
+    ends = [row.at_end for row in tables.cells if is_number(row.at_end)]
+    if ends:
+        often = sum(end > 0.1 for end in ends)
+        notes.append(
+            f"An end of the penalty grid was chosen in {np.mean(ends):.1%} of the folds; in more than "
+            f"a tenth of them for {often:,} of {len(ends):,} figures."
+            + (" A wider grid might change those." if often else "")
+        )
+    n_others = sum(row.role == "exploratory" for row in tables.contrasts)
+    if n_others:
+        notes.append(
+            f"{n_others:,} exploratory differences; their p-values carry Holm's correction."
+        )
+    return notes
+
+
+def _notes_on_cost(facts: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if is_number(facts.get("reading_s")):
+        tokens = f" {facts['n_tokens']:,} tokens" if is_number(facts.get("n_tokens")) else ""
+        notes.append(f"Reading{tokens} took {facts['reading_s']:,.0f} s.")
+    if is_number(facts.get("fitting_s")):
+        notes.append(f"Fitting all heads took {facts['fitting_s']:,.0f} s.")
+    return notes
+
+
+def _facts(tables: AuditTables) -> str:
+    flat = {**_flat(tables.facts), **_flat(tables.extra)}
+    rows = "".join(
+        f"<tr><th scope=row>{escape(name)}</th><td>{escape(_plain(value))}</td></tr>"
+        for name, value in flat.items()
+    )
+    return (
+        "<section><h2>Settings and facts</h2><details><summary>Everything that was recorded</summary>"
+        f"<div class=scroll><table class=facts><tbody>{rows}</tbody></table></div></details></section>"
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(part) for part in value) or NONE
+    if value is None or (isinstance(value, float) and not is_number(value)):
+        return NONE
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)
+
+
+def _files(tables: AuditTables, pictures: Sequence[Picture]) -> str:
+    items = [_file("audit.json", "facts, settings and verdicts")]
+    for name in ROW_TYPES:
+        n_rows = len(getattr(tables, name))
+        if n_rows:
+            drawn = [p.kind.name for p in pictures if name in p.kind.tables]
+            behind = f", drawn in {', '.join(drawn)}" if drawn else ""
+            links = " and ".join(_link(f"{name}.{kind}") for kind in ("parquet", "csv"))
+            items.append(f"<li>{links}: {n_rows:,} rows{escape(behind)}</li>")
+    return f"<section><h2>Data files</h2><ul>{''.join(items)}</ul></section>"
+
+
+def _file(name: str, words: str) -> str:
+    return f"<li>{_link(name)}: {escape(words)}</li>"
+
+
+def _link(name: str) -> str:
+    return f'<a href="{escape(name)}">{escape(name)}</a>'

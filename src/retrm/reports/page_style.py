@@ -1,0 +1,53 @@
+"""The style sheet of pages: light or dark as the reader's system is, readable on paper."""
+
+STYLE = """
+:root{--ink:#1d2226;--muted:#5c666e;--page:#fbfaf8;--card:#fff;--line:#dcdfe2;--accent:#0072B2;
+--good:#00795a;--bad:#b84a00;--open:#6b7480;--soft:#f1f3f4}
+@media (prefers-color-scheme:dark){:root{--ink:#e8eaec;--muted:#a3adb5;--page:#15181b;--card:#1e2226;
+--line:#363d43;--accent:#6cbcf0;--good:#4fcf9f;--bad:#ff9a5c;--open:#a3adb5;--soft:#262b30}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);font:17px/1.55 system-ui,sans-serif}
+main{max-width:66rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}
+h1{font-size:2.3rem;line-height:1.15;margin:.2rem 0 .6rem;letter-spacing:-.015em}
+h2{font-size:1.45rem;margin:3rem 0 .8rem}
+h3{font-size:1.15rem;margin:1.6rem 0 .6rem}
+p{margin:.4rem 0}
+a{color:var(--accent)}
+.kicker{text-transform:uppercase;letter-spacing:.09em;font-size:.8rem;color:var(--muted)}
+.subject{font-size:1.15rem;overflow-wrap:anywhere}
+.muted{color:var(--muted);font-size:.95rem}
+.verdict{background:var(--card);border:1px solid var(--line);border-left:6px solid var(--tone);
+border-radius:8px;padding:1rem 1.3rem;margin:.8rem 0}
+.good{--tone:var(--good)}.bad{--tone:var(--bad)}.open{--tone:var(--open)}
+.question{color:var(--muted);font-size:.95rem;margin:0}
+.answer{font-weight:700;color:var(--tone);margin:.1rem 0}
+.answer::first-letter{text-transform:uppercase}
+.primary .answer{font-size:1.9rem;line-height:1.2}
+.primary .sentence{font-size:1.2rem}
+.exploratory{border-style:dashed;border-left-style:solid;margin:0}
+.exploratory .sentence{font-size:.95rem}
+.chip{border:1px solid var(--line);border-radius:1rem;padding:.05rem .6rem;font-size:.78rem;
+white-space:nowrap}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(19rem,1fr));gap:.9rem}
+.reading{background:var(--soft);border-radius:8px;padding:.1rem 1.4rem 1rem;margin-top:2.5rem}
+.reading h2{margin-top:1.1rem}
+.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:8px}
+table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
+th,td{text-align:left;padding:.42rem .8rem;border-bottom:1px solid var(--line);vertical-align:top}
+th[scope=row]{font-weight:500;min-width:12rem}
+td span{color:var(--muted);white-space:nowrap}
+td.record,th.record{background:var(--soft)}
+tr.group th{color:var(--muted);font-weight:600;font-size:.82rem;padding-top:1rem}
+tbody tr:last-child>*{border-bottom:0}
+.facts td{overflow-wrap:anywhere}
+figure{background:var(--card);border:1px solid var(--line);border-radius:8px;margin:1.4rem 0;
+padding:.4rem 1.3rem 1.1rem;break-inside:avoid}
+figure img{display:block;max-width:100%;height:auto;margin:0 auto;background:#fff;border-radius:4px}
+figcaption{max-width:50rem;font-size:.97rem}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.35rem 1rem;margin:.8rem 0 0}
+dt{font-weight:600}dd{margin:0}
+.for{color:var(--good)}.against{color:var(--bad)}
+summary{cursor:pointer;color:var(--accent);margin:.6rem 0}
+@media (max-width:40rem){dl{grid-template-columns:1fr}h1{font-size:1.8rem}}
+@media print{body{background:#fff}.verdict,figure{break-inside:avoid}}
+""".strip()

@@ -1,0 +1,429 @@
+"""The page of audit results: its tables come from the files, and say what the files say."""
+
+import importlib
+import json
+import math
+import re
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from audit_planted import TINY, planted, tiny_plan
+from audit_toy import M, contrast, removal, toy_facts
+
+from retrm.audit.intervene import InterventionPlan
+from retrm.audit.plan import AuditPlan
+from retrm.audit.tables import AuditTables, CellRow, Verdict
+from retrm.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+NAN = math.nan
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The scripts as modules; they are no part of the package."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(DOCS))
+        names = ("tables_in_pages", "audit_blocks", "study_blocks", "make_audit_results")
+        yield {name: importlib.import_module(name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def audits() -> dict[str, AuditTables]:
+    """Real tables of planted answers: graded ones, and preferences."""
+    facts = {
+        **{"model": "folder/toy.gguf", "n_skipped": 2, "n_tokens": 12_345},
+        **{"reading_s": 30.0},
+    }
+    stages = ("primary", "controls", "width-last", "learning", "matrix", "layers-last")
+    graded = planted("reasoning", n_prompts=40).audit(tiny_plan(), only=stages)
+    pairs = planted("nowhere", n_prompts=20, preferences=True).audit(tiny_plan(), only=stages)
+    return {
+        "demo": replace(graded, facts={**graded.facts, **facts}),
+        "hh": replace(pairs, facts={**pairs.facts, **facts}),
+    }
+
+
+@pytest.fixture
+def results(tmp_path, audits) -> Path:
+    """A folder of results in which two of the audits are measured."""
+    for name, tables in audits.items():
+        tables.save(tmp_path / "audit" / name)
+    return tmp_path
+
+
+# ------------------------------------------------------------------------------------- the pages
+
+
+@pytest.mark.parametrize("script", ["make_tables.py", "make_audit_results.py"])
+def test_the_generated_tables_are_those_of_the_committed_files(script):
+    command = [sys.executable, str(DOCS / script), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_changed_table_is_found_and_mended(scripts, tmp_path, monkeypatch, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- t: made by x -->\nold\n<!-- /t -->\nz\n", "utf-8")
+    write_or_check = scripts["tables_in_pages"].write_or_check
+
+    monkeypatch.setattr(sys, "argv", ["x.py", "--check"])
+    assert write_or_check(page, lambda: {"t": "new"}, about="") == 1
+    assert "page.md is out of date: run python docs/x.py" in capsys.readouterr().err
+
+    monkeypatch.setattr(sys, "argv", ["x.py"])
+    assert write_or_check(page, lambda: {"t": "new"}, about="") == 0
+    assert page.read_text("utf-8") == "a\n<!-- t: made by x -->\nnew\n<!-- /t -->\nz\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has places for \\[\\], the script makes \\['t'\\]"),
+        ("<!-- t: made by x -->\n<!-- /t -->\n<!-- u: made by x -->", "\\['t', 'u'\\]"),
+        ("<!-- t: made by x -->\n", "not closed by <!-- /t -->"),
+    ],
+)
+def test_a_page_and_a_script_that_disagree_about_blocks_are_refused(scripts, text, message):
+    with pytest.raises(ValueError, match=message):
+        scripts["tables_in_pages"].filled(text, {"t": "new"})
+
+
+def test_a_cell_that_would_break_a_table_is_refused(scripts):
+    with pytest.raises(ValueError, match="a bar or a line break"):
+        scripts["tables_in_pages"].table(["a"], [["1|2"]])
+    with pytest.raises(ValueError, match=r"got 2 cells .* expected 1"):
+        scripts["tables_in_pages"].table(["a"], [["1", "2"]])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.001, 0.020, "**.010 [.001, .020]**"),
+        (-0.020, -0.001, "**.010 [-.020, -.001]**"),
+        (-0.001, 0.020, ".010 [-.001, .020]"),
+        (0.0, 0.020, ".010 [.000, .020]"),  # an end at zero excludes nothing
+        (NAN, NAN, ".010"),
+    ],
+)
+def test_a_difference_is_bold_only_where_its_interval_excludes_zero(scripts, low, high, shown):
+    row = replace(contrast(), value=0.01, low=low, high=high)
+
+    assert scripts["tables_in_pages"].difference(row) == shown
+
+
+# ---------------------------------------------------------------------------------- the audits
+
+
+def test_without_files_every_block_says_so_and_names_a_command(scripts, tmp_path):
+    blocks = scripts["make_audit_results"].blocks(tmp_path)
+
+    assert all("ot measured yet" in block for block in blocks.values())
+    assert "`retrm audit recipes/demo/rollouts.jsonl --model" in blocks["audit-files"]
+    assert "python recipes/audit/gates.py" in blocks["audit-gates"]
+    assert "--interventions" in blocks["audit-interventions"]
+
+
+def commands(scripts) -> list[str]:
+    made = scripts["make_audit_results"]
+    return [made.INTERVENTIONS, *(made.command(n, a, m, more) for n, _, a, m, more in made.AUDITS)]
+
+
+def test_the_commands_that_make_what_is_missing_exist(scripts):
+    for command in commands(scripts):
+        app.parse_args(command.split()[1:], print_error=False, exit_on_error=False)
+
+
+def test_the_recipe_page_shows_the_commands_of_the_results_page(scripts):
+    shown = " ".join((ROOT / "recipes/audit/README.md").read_text("utf-8").split())
+    shown = shown.replace(" \\ ", " ")
+
+    for command in commands(scripts):
+        assert command in shown
+
+
+def test_measured_audits_have_rows_in_every_block_and_the_rest_is_named(scripts, results):
+    blocks = scripts["make_audit_results"].blocks(results)
+    of_audits = {"primary", "baselines", "labels", "widths", "choices", "layers", "files"}
+
+    for name in of_audits:
+        assert re.search(r"^\W*`demo`", blocks[f"audit-{name}"], re.M), name
+        assert re.search(r"^\W*`hh`", blocks[f"audit-{name}"], re.M), name
+        assert "ot measured yet" in blocks[f"audit-{name}"]
+    # Equal length needs right and wrong answers, so preferences stand in the other table only.
+    assert re.findall(r"^\| `(\w+)`", blocks["audit-confidence"], re.M) == ["demo", "hh", "demo"]
+
+
+def test_the_primary_table_repeats_the_figures_of_the_files(scripts, results, audits):
+    tables = audits["demo"]
+    block = scripts["make_audit_results"].blocks(results)["audit-primary"]
+    figure = scripts["tables_in_pages"].figure
+    rows = [line for line in block.splitlines() if line.startswith("| `demo`")]
+    primary = next(row for row in tables.contrasts if row.role == "primary")
+    reasoning = next(
+        row
+        for row in tables.cells
+        if (row.sweep, row.features, row.metric) == ("primary", "reasoning", "within_auroc")
+    )
+
+    assert tables.verdicts[0].answer == "helps"  # planted there
+    assert f"| **{figure(primary)}** | .100 | helps |" in rows[1]  # rank p = (1 + 0) / (1 + 9)
+    assert figure(reasoning) in rows[0]
+    assert "toy.gguf" in rows[0]
+    assert "folder" not in rows[0]
+
+
+def test_the_mean_of_random_draws_is_the_mean_over_their_cells(scripts, results, audits):
+    draws = [
+        row.value
+        for row in audits["demo"].cells
+        if (row.sweep, row.features, row.metric) == ("primary", "random", "within_auroc")
+    ]
+    block = scripts["make_audit_results"].blocks(results)["audit-primary"]
+
+    assert len(draws) == TINY["n_primary_draws"]
+    assert f"| {scripts['audit_blocks'].number(sum(draws) / len(draws))} (" in block
+
+
+def test_the_summary_counts_verdicts_and_gives_each_audit_a_sentence(scripts, results):
+    summary = scripts["make_audit_results"].blocks(results)["audit-summary"]
+
+    assert summary.startswith("- Of 2 measured: reasoning minus random subspaces")
+    assert "*helps* 1" in summary
+    assert "- `demo` (own answers, demo questions, toy.gguf): **helps**." in summary
+    # rank p of .1 = (1 + 0) / (1 + 9): no draw does as well
+    assert "0 of 9 random subspaces do as well or better" in summary
+
+
+def test_a_claim_needs_the_interval_and_the_corrected_p(scripts):
+    claim = scripts["audit_blocks"].claim
+
+    assert claim(contrast(low=0.01, high=0.03, holm_p=0.04)) == 1
+    assert claim(contrast(low=-0.03, high=-0.01, holm_p=0.04)) == -1
+    assert claim(contrast(low=0.01, high=0.03, holm_p=0.06)) == 0
+    assert claim(contrast(low=-0.01, high=0.03, holm_p=0.04)) == 0
+    assert claim(contrast(low=0.01, high=0.03, holm_p=NAN)) == 0
+
+
+def test_layers_are_counted_in_both_directions(scripts, tmp_path):
+    rows = [
+        contrast(sweep="layer", layer=0, value=0.02, low=0.01, high=0.03, holm_p=0.01),
+        contrast(sweep="layer", layer=1, value=-0.05, low=-0.07, high=-0.03, holm_p=0.01),
+        contrast(sweep="layer", layer=2, value=0.04, low=0.01, high=0.07, holm_p=0.2),
+    ]
+    full = CellRow(
+        **{"sweep": "layer", "features": "full", "matrix": "-", "m": 64, "draw": 0, "offset": -1},
+        **{"layer": 1, "pooling": "last", "head": "ridge", "scaling": "standardised"},
+        **{"n_train_prompts": 32, "metric": "within_auroc", "value": 0.7, "low": 0.6, "high": 0.8},
+        **{"n": 320, "n_prompts": 40, "at_end": 0.0},
+    )
+    tables = AuditTables(facts=toy_facts(), contrasts=rows, cells=[full, replace(full, layer=2)])
+    found = scripts["audit_blocks"].Measurement("demo", "toy", "", tables, tmp_path)
+
+    (row,) = scripts["audit_blocks"]._layer_rows(found)
+
+    assert row[2:7] == ["3", "1", "1", "**-.050 [-.070, -.030]** (layer 1)", ".010"]
+
+
+def test_an_audit_that_the_page_does_not_know_is_refused(scripts, results, audits):
+    audits["hh"].save(results / "audit" / "another")
+
+    with pytest.raises(ValueError, match="holds another; expected some of demo"):
+        scripts["make_audit_results"].blocks(results)
+
+
+def test_pictures_are_linked_only_where_they_are(scripts, results):
+    place = results / "audit" / "hh" / "figures"
+    place.mkdir()
+    (place / "width.png").write_bytes(b"")
+    blocks = scripts["make_audit_results"].blocks(results)
+
+    assert "Pictures: [`hh`](audit/hh/figures/width.png)." in blocks["audit-widths"]
+    assert "Pictures" not in blocks["audit-labels"]
+
+
+def test_settings_are_named_where_they_differ_from_the_default(scripts):
+    plan = AuditPlan(poolings=("last", "gate"), n_draws=30)
+    stored = json.loads(json.dumps(plan.as_dict()))
+
+    assert scripts["audit_blocks"]._settings(stored) == "poolings = last, gate; n_draws = 30"
+    assert (
+        scripts["audit_blocks"]._settings(json.loads(json.dumps(AuditPlan().as_dict()))) == "none"
+    )
+
+
+def effect(removed: str, draw: int, change: float, **changes: object):
+    """A removal with its change of log-probability, known to a hundredth."""
+    return removal(
+        **{"layers": "last", "removed": removed, "draw": draw, "measure": "log_probability"},
+        **{"value": -0.5 + change, "difference": change, "difference_low": change - 0.01},
+        **{"difference_high": change + 0.01, **changes},
+    )
+
+
+def test_an_intervention_stands_beside_random_ones_of_its_width_and_of_its_energy(
+    scripts, tmp_path
+):
+    rows = [
+        removal("last", "none", 0, "log_probability", -0.5),
+        effect(
+            *("reasoning", 0, -0.2),
+            **{"minus_random": -0.17, "minus_random_low": -0.19, "minus_random_high": -0.15},
+            random_holm_p=0.004,
+        ),
+        *(effect("random", draw, -0.02 - draw / 100) for draw in range(3)),
+        *(effect("random_energy", draw, -0.2, m=3 * M) for draw in range(3)),
+    ]
+    tables = AuditTables(facts=toy_facts(), interventions=rows)
+    found = scripts["audit_blocks"].Measurement("demo", "toy", "", tables, tmp_path)
+
+    block = scripts["audit_blocks"].interventions([found], "unused")
+
+    assert "| removed at | what | directions | log-probability (nats a token) |" in block
+    lines = [line.split(" | ")[1:] for line in block.splitlines() if line.startswith("| last")]
+    assert lines == [
+        ["nothing: the figure itself", "–", "-.500 [-.540, -.460] |"],
+        ["reasoning", "4", "**-.200 [-.210, -.190]** |"],
+        # the mean of -.02, -.03, -.04
+        ["random, mean (draws)", "4", "-.030 (-.040 to -.020) |"],
+        ["random of equal energy, mean (draws)", "12", "-.200 (-.200 to -.200) |"],
+        ["reasoning − random", "4", "**-.170 [-.190, -.150]** (Holm p .004) |"],
+    ]
+
+
+def test_a_verdict_goes_with_the_contrast_it_was_made_of(scripts, tmp_path):
+    rows = [
+        contrast(),
+        contrast("economy", second="full"),
+        contrast("economy", second="full", metric="best_of_n", value=-0.3),
+    ]
+    answers = [("specificity", "helps"), ("economy", "undecided"), ("economy", "worse than full")]
+    tables = AuditTables(
+        facts=toy_facts(),
+        contrasts=rows,
+        verdicts=[Verdict(q, a, "", True) for q, a in answers],
+    )
+    found = scripts["audit_blocks"].Measurement("demo", "toy", "", tables, tmp_path)
+
+    assert found.role("economy", "within_auroc")[1] == "undecided"
+    assert found.role("economy", "best_of_n") == (rows[2], "worse than full")
+
+
+# --------------------------------------------------------------------------------- the studies
+
+
+def numbers(value: float, half: float = 0.02) -> dict[str, float | int]:
+    """An interval as result files keep it."""
+    return {
+        **{"value": value, "low": value - half, "high": value + half},
+        **{"n": 80, "n_clusters": 10, "n_undefined": 0},
+    }
+
+
+def test_gates_show_accuracy_and_cost_side_by_side(scripts):
+    cost = {"n_features": 899, "bytes_per_token": 1798, "is_pooled": False, "fit_s_per_fold": 3.21}
+    head = {"name": "retrm_elhsr", "within_auroc": numbers(0.7), "best_of_n": numbers(0.4)}
+    oracle = {"name": "oracle", "within_auroc": None, "best_of_n": numbers(0.8)}
+    gap = {"first": "retrm_elhsr", "second": "elhsr", "metric": "within_auroc"}
+    block = scripts["study_blocks"].gates(
+        {
+            **{"n_candidates": 8, "n_prompts": 10, "n_mixed": 9, "n_answers": 80, "folds": 3},
+            **{"model": "toy", "reading_s": 12.0, "heads": {"retrm_elhsr": cost}},
+            **{"rows": [head, oracle], "differences": [{**gap, **numbers(-0.05)}]},
+        }
+    )
+
+    assert (
+        "| `retrm_elhsr` | .700 [.680, .720] | .400 [.380, .420] | 899 | 1,798 a token | 3.2 |"
+    ) in block
+    assert "| oracle | – | .800 [.780, .820] | – | – | – |" in block
+    assert ("| `retrm_elhsr` − `elhsr` | within-prompt AUROC | **-.050 [-.070, -.030]** |") in block
+
+
+def test_generators_show_five_figures_and_what_the_author_alone_gives(scripts):
+    names = ["within_prompt", "within_generator", "matched_authors"]
+    more = ["unseen_authors", "seen_authors"]
+    block = scripts["study_blocks"].generators(
+        {
+            "figures": {
+                "author": {name: numbers(0.6) for name in names},
+                "full": {name: numbers(0.7) for name in names + more},
+            },
+            "author_accuracy": {"full": 0.31, "most_frequent": 0.12},
+            "differences": {
+                "reasoning - random": {name: numbers(0.0) for name in names + more},
+                "full: seen - unseen": numbers(0.04),
+            },
+        }
+    )
+
+    assert (
+        "| author | .600 [.580, .620] | .600 [.580, .620] | .600 [.580, .620] | – | – | – |"
+        in block
+    )
+    assert "| full | **.040 [.020, .060]** |" in block
+    assert "The most frequent author has .120 of the answers." in block
+
+
+def test_the_fine_tuned_regime_shows_where_the_reward_went(scripts):
+    both = {"within_auroc": numbers(0.6), "best_of_n": numbers(0.4)}
+    gap = {"within_auroc": numbers(0.0), "best_of_n": numbers(0.1)}
+    share = {"chance": 0.05, "before": 0.3, "after": 0.4, "of_the_change": 0.5}
+    shares = dict.fromkeys(("reasoning", "semantic", "random"), share)
+    block = scripts["study_blocks"].finetuned(
+        {
+            "settings": {"model": "toy", "train_prompts": 4, "test_prompts": 5, "n_draws": 2},
+            **{"pass_at_1": 0.3, "oracle": 0.9},
+            "figures": {"solved reasoning": both, "tuned reasoning": both},
+            "differences": {"reasoning: tuned - solved": gap},
+            "arms": {"tuned.random.1": {"shares": shares}, "solved.full.0": {"shares": shares}},
+        }
+    )
+
+    assert "| LoRA | reasoning | .600 [.580, .620] | .400 [.380, .420] |" in block
+    assert "| reasoning: tuned - solved | .000 [-.020, .020] | **.100 [.080, .120]** |" in block
+    assert "| random, draw 1 | .300 | .300 | .400 | .400 | .500 | .500 | .500 | .050 |" in block
+    assert "solved.full" not in block
+
+
+# ------------------------------------------------------------------------------ pages about it
+
+
+def toml_blocks(page: Path) -> list[dict]:
+    return [
+        tomllib.loads(text) for text in re.findall(r"```toml\n(.*?)```", page.read_text(), re.S)
+    ]
+
+
+@pytest.mark.parametrize("page", ["docs/how-to/audit.md", "recipes/audit/README.md"])
+def test_settings_that_pages_show_are_taken_by_the_audit(page):
+    found = toml_blocks(ROOT / page)
+
+    assert found
+    for settings in found:
+        assert settings.keys() <= {"plan", "interventions"}
+        tuples = {
+            part: {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+            for part, values in settings.items()
+        }
+        AuditPlan(**tuples.get("plan", {}))
+        InterventionPlan(**tuples.get("interventions", {}))
+
+
+def test_the_how_to_names_every_setting_verdict_and_file():
+    text = (DOCS / "how-to" / "audit.md").read_text("utf-8")
+    names = [
+        *AuditPlan().as_dict(),
+        *vars(InterventionPlan()),
+        *("helps", "hurts", "no better than random", "undecided", "within margin"),
+        *("worse than full", "no evidence", "leaks"),
+        *("audit.html", "audit.json", "cells", "contrasts", "interventions", "answers"),
+    ]
+
+    assert [name for name in names if f"`{name}`" not in text] == []

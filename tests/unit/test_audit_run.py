@@ -1,0 +1,353 @@
+"""An audit from start to finish: it finds what was planted, resumes, repeats, and refuses."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from audit_planted import answers_to, contrast, plain_rows, planted, tiny_plan
+
+from retrm.audit.directions import FeatureSet
+from retrm.audit.measure import Setting
+from retrm.audit.run import audit
+from retrm.audit.tables import ROW_TYPES, AuditTables
+from retrm.backbone.fake import FakeBackbone
+from retrm.errors import DataError, LabelError, OverlongError, StoreError
+from retrm.records import Answer, AnswerTable, Pair
+
+# ---------------------------------------------------------------- the audit itself, checked
+
+
+def primary_of(where, seed=0, **options):
+    made = planted(where, seed=seed, **options)
+    return made.audit(tiny_plan(n_primary_draws=19))
+
+
+def test_a_signal_in_the_last_singular_directions_helps():
+    tables = primary_of("reasoning")
+    row = contrast(tables, "primary")
+
+    assert answers_to(tables, "specificity") == {"helps"}
+    assert "worse than full" not in answers_to(tables, "economy")
+    assert row.low > 0.15
+    assert row.rank_p == 0.05  # before all of 19 draws
+
+
+def test_a_signal_in_the_first_singular_directions_hurts():
+    tables = primary_of("semantic")
+    row = contrast(tables, "primary")
+
+    assert answers_to(tables, "specificity") == {"hurts"}
+    assert answers_to(tables, "economy") == {"worse than full"}
+    assert row.rank_p == 1  # behind all of 19 draws
+
+
+@pytest.mark.parametrize(("where", "seed"), [("random", 0), ("spread", 2)])
+def test_a_signal_in_a_random_subspace_is_no_claim_for_the_tail(where, seed):
+    tables = primary_of(where, seed)
+
+    assert answers_to(tables, "specificity") <= {"undecided", "no better than random"}
+    assert answers_to(tables, "economy") == {"worse than full"}
+    assert 0.05 < contrast(tables, "primary").rank_p < 1
+
+
+def test_labels_that_the_states_know_nothing_of_are_no_claim():
+    tables = primary_of("nowhere", n_prompts=80)
+
+    assert answers_to(tables, "specificity") <= {"undecided", "no better than random"}
+    assert answers_to(tables, "economy") <= {"undecided", "within margin"}
+    # se of a within-prompt AUROC over 80 prompts of 3 right x 3 wrong: .255 / sqrt(80) = .028
+    for cell in tables.cells:
+        if cell.metric == "within_auroc" and cell.head == "logistic":
+            assert abs(cell.value - 0.5) < 2.6 * 0.028 + 0.02, cell.features
+
+
+def test_over_many_random_subspaces_the_rank_of_the_tail_is_that_of_any_other_draw():
+    # The interval over prompts knows nothing of chance in the draws: the rank does.
+    plan, ranks = tiny_plan(), []
+    for seed in range(24):
+        made = planted("random", n_prompts=40, seed=seed)
+        grid = made.grid(plan)
+        sets = [FeatureSet("reasoning", grid.m, "raw")]
+        sets += [FeatureSet("random", grid.m, "raw", draw) for draw in range(9)]
+        found = grid._ridge(grid.states(2, "last"), sets, Setting("width", 2, "last"))
+        row = grid.measure.contrasts("exploratory", found[0], found[1:], is_random=True)[0]
+        ranks.append(row.rank_p)
+
+    # uniform on .1, .2, ..., 1: mean .55, deviation .287, so the mean of 24 is good to .059
+    assert abs(np.mean(ranks) - 0.55) < 2.6 * 0.059
+    assert 0.15 < np.std(ranks) < 0.4
+
+
+@pytest.mark.parametrize(("where", "answer"), [("reasoning", "helps"), ("semantic", "hurts")])
+def test_preferences_give_the_same_verdicts(where, answer):
+    made = planted(where, n_prompts=120, preferences=True, strength=2.0)
+    tables = made.audit(tiny_plan(n_primary_draws=5))
+
+    assert tables.facts["task"] == "preferences"
+    assert tables.facts["metric"] == contrast(tables, "primary").metric == "pair_accuracy"
+    assert answers_to(tables, "specificity") == {answer}
+
+
+def test_all_stages_together_keep_their_rows_and_correct_over_all_of_them():
+    made, plan = planted("reasoning", n_prompts=40), tiny_plan(n_primary_draws=2, n_draws=2)
+    grid = made.grid(plan)
+    names = ("width-last", "matrix", "layers-last")
+    together = made.audit(plan, only=names)
+    alone = [grid.stages()[name]() for name in names]
+
+    assert len(together.cells) == sum(len(tables.cells) for tables in alone)
+    # Holm's smallest p-value is the smallest of all x the number of claims in that metric.
+    raw = [
+        row.holm_p for tables in alone for row in tables.contrasts if row.metric == "within_auroc"
+    ]
+    corrected = [row.holm_p for row in together.contrasts if row.metric == "within_auroc"]
+    assert len(corrected) == len(raw)
+    assert min(corrected) == pytest.approx(min(1, min(raw) * len(raw)))
+
+
+# -------------------------------------------------------------------- from answers to files
+
+# Every pooling and stage, but as few draws, repeats and folds as there can be.
+PLAN = tiny_plan(
+    size="4",
+    widths=("4",),
+    poolings=("last", "mean", "max"),
+    n_primary_draws=2,
+    n_draws=2,
+    n_layer_draws=1,
+    n_folds=2,
+    n_learning_repeats=1,
+    n_band_steps=2,
+)
+
+
+def graded(n_prompts=18, n_answers=4):
+    rng = np.random.default_rng(0)
+    answers = tuple(
+        replace(
+            Answer.of(f"question number {p}", "answer, " + "ab" * int(rng.integers(1, 9)) + str(k)),
+            finished=bool(rng.random() < 0.9),
+            key=str(rng.integers(3)),
+        )
+        for p in range(n_prompts)
+        for k in range(n_answers)
+    )
+    labels = np.array([(p + k + (k == 3)) % 2 for p in range(n_prompts) for k in range(n_answers)])
+    return AnswerTable(answers, labels.astype(float), counts={"read": len(answers)})
+
+
+def preferred():
+    table = graded()
+    pairs = tuple(Pair(i, i + 1) for i in range(0, len(table), 2))
+    return replace(table, labels=np.full(len(table), math.nan), pairs=pairs)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return FakeBackbone()
+
+
+@pytest.fixture(scope="module")
+def done(backbone, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audit")
+    return audit(graded(), backbone, PLAN, folder, data="toy"), folder
+
+
+def test_an_audit_leaves_every_table_and_its_summary_in_the_folder(done):
+    tables, folder = done
+
+    for name in set(ROW_TYPES) - {"interventions"}:
+        assert getattr(tables, name), name
+        assert (folder / f"{name}.parquet").is_file(), name
+        assert (folder / f"{name}.csv").is_file(), name
+    newest = max(folder.glob("*.*"), key=lambda path: path.stat().st_mtime_ns)
+    assert newest.name == "audit.json"
+    assert plain_rows(AuditTables.load(folder)) == plain_rows(tables)
+
+
+def test_facts_say_what_was_audited(done, backbone):
+    facts = done[0].facts
+    table = graded()
+
+    assert (facts["model"], facts["data"], facts["task"]) == ("fake", "toy", "graded")
+    assert (facts["n_answers"], facts["n_prompts"], facts["n_pairs"]) == (72, 18, 0)
+    assert facts["n_mixed"] == 18
+    assert facts["n_cut"] == sum(answer.finished is False for answer in table.answers) > 0
+    assert (facts["width"], facts["m"], facts["n_layers"]) == (16, 4, 3)
+    assert facts["pass_at_1"] == pytest.approx(table.labels.mean())
+    assert facts["oracle"] == 1
+    assert facts["data_counts"] == {"read": 72}
+    assert facts["settings"] == PLAN.as_dict()
+    assert json.loads(json.dumps(dict(facts))) == facts
+    assert facts["n_tokens"] > 0 and facts["reading_s"] > 0
+
+
+def test_sweeps_layers_poolings_and_energies_are_all_there(done):
+    tables, _ = done
+
+    assert {cell.sweep for cell in tables.cells} == {
+        *("primary", "controls", "width", "pooling", "learning", "matrix", "band", "layer"),
+    }
+    assert {cell.layer for cell in tables.cells if cell.sweep == "layer"} == {0, 1, 2, 3}
+    assert {cell.pooling for cell in tables.cells} == {"-", "last", "mean", "max", "prompt_end"}
+    assert {row.token_kind for row in tables.energy} == {
+        *("first", "early", "prompt", "content", "punctuation", "end"),
+    }
+    firsts = {row.n_tokens for row in tables.energy if row.token_kind == "first"}
+    assert firsts == {18}  # one a prompt, however many answers it has
+    assert any(cell.metric == "finished_within_auroc" for cell in tables.cells)
+    assert any(cell.features == "majority" for cell in tables.cells)
+    assert all(math.isfinite(cell.value) for cell in tables.cells)
+
+
+def never(progress):
+    raise AssertionError("the model ran")
+
+
+def test_a_second_call_reads_nothing_and_gives_the_same_tables(done, backbone):
+    tables, folder = done
+    again = audit(graded(), backbone, PLAN, folder, data="toy", on_reading=never)
+
+    assert plain_rows(again) == plain_rows(tables)
+    timeless = set(tables.facts) - {"fitting_s", "reading_s"}
+    assert {k: again.facts[k] for k in timeless} == {k: tables.facts[k] for k in timeless}
+
+
+def test_a_fresh_audit_with_the_same_seed_is_the_same_to_the_last_bit(done, backbone, tmp_path):
+    again = audit(graded(), FakeBackbone(), PLAN, tmp_path / "b", data="toy")
+
+    assert plain_rows(again) == plain_rows(done[0])
+
+
+class Stop(Exception):
+    pass
+
+
+def test_an_audit_killed_in_the_reading_and_between_stages_goes_on_to_the_same_tables(
+    done, backbone, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("retrm.store.shards.SHARD_BYTES", 1)
+
+    def kill_reading(progress):
+        if progress.answers_done > 30:
+            raise Stop
+
+    def kill_stages(name, n_done, n_total):
+        if name == "learning":
+            raise Stop
+
+    folder = tmp_path / "a"
+    with pytest.raises(Stop):
+        audit(graded(), backbone, PLAN, folder, data="toy", on_reading=kill_reading)
+    with pytest.raises(Stop):
+        audit(graded(), backbone, PLAN, folder, data="toy", on_stage=kill_stages)
+    assert not (folder / "audit.json").exists()
+    finished = {path.parent.name for path in folder.glob("stages/*/audit.json")}
+    assert finished == {"primary", "spectrum", "controls", "width-last", "width-mean"}
+
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/audit.json")}
+    tables = audit(graded(), backbone, PLAN, folder, data="toy", on_reading=never)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert plain_rows(tables) == plain_rows(done[0])
+
+
+def test_a_stage_that_was_killed_in_the_middle_is_made_again(done, backbone, tmp_path, monkeypatch):
+    # Its tables lie there, its summary does not.
+    plan = replace(PLAN, poolings=("last",))
+    folder = tmp_path / "a"
+    first = audit(graded(), backbone, plan, folder)
+    (folder / "stages" / "matrix" / "audit.json").unlink()
+    (folder / "stages" / "matrix" / "cells.parquet").write_bytes(b"half")
+
+    assert plain_rows(audit(graded(), backbone, plan, folder)) == plain_rows(first)
+
+
+def test_preferences_from_answers_to_files(backbone, tmp_path):
+    tables = audit(preferred(), backbone, PLAN, tmp_path / "p")
+
+    assert (tables.facts["task"], tables.facts["n_pairs"]) == ("preferences", 36)
+    assert (tables.facts["pass_at_1"], tables.facts["oracle"]) == (None, None)
+    assert {cell.metric for cell in tables.cells} == {"pair_accuracy"}
+    assert tables.energy and tables.directions and not tables.curves
+    assert plain_rows(AuditTables.load(tmp_path / "p")) == plain_rows(tables)
+
+
+def test_unjudged_answers_are_read_counted_and_left_out(backbone, tmp_path):
+    table = graded()
+    labels = table.labels.copy()
+    labels[:4] = math.nan  # the first prompt
+    plan = replace(PLAN, poolings=("last",))
+    tables = audit(replace(table, labels=labels), backbone, plan, tmp_path / "u")
+
+    assert (tables.facts["n_unjudged"], tables.facts["n_answers"]) == (4, 68)
+    assert [row.row for row in tables.answers] == list(range(4, 72))
+    firsts = {row.n_tokens for row in tables.energy if row.token_kind == "first"}
+    assert firsts == {17}
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("labels", "other answers or labels"),
+        ("prompt", "other answers or labels"),
+        ("finished", "other answers or labels"),
+        ("model", "another model"),
+        ("plan", "another plan"),
+        ("overlong", "another policy for over-long answers"),
+    ],
+)
+def test_the_folder_of_another_audit_is_refused_before_the_model_works(done, change, words):
+    _, folder = done
+    table, backbone, plan, options = graded(), FakeBackbone(), PLAN, {}
+    if change == "labels":
+        table = replace(table, labels=1 - table.labels)
+    elif change == "prompt":  # the same ids and answers behind another question
+        answers = tuple(
+            replace(a, prompt=Answer.of("another question", "").prompt) for a in table.answers
+        )
+        table = replace(table, answers=answers)
+    elif change == "finished":
+        table = replace(table, answers=tuple(replace(a, finished=None) for a in table.answers))
+    elif change == "model":
+        backbone = FakeBackbone(seed=1)
+    elif change == "plan":
+        plan = replace(plan, seed=1)
+    else:
+        options = {"overlong": "skip"}
+
+    with pytest.raises(StoreError, match=f"holds an audit of {words}; choose another folder"):
+        audit(table, backbone, plan, folder, on_reading=never, **options)
+
+
+def test_another_threshold_is_another_audit(backbone, tmp_path):
+    grades = np.random.default_rng(1).random(72)
+    table, plan = replace(graded(), labels=grades), replace(PLAN, poolings=("last",))
+
+    def kill(name, n_done, n_total):
+        raise Stop
+
+    with pytest.raises(Stop):
+        audit(table, backbone, plan, tmp_path / "t", label_threshold=0.5, on_stage=kill)
+    with pytest.raises(StoreError, match="other answers or labels"):
+        audit(table, backbone, plan, tmp_path / "t", label_threshold=0.4, on_reading=never)
+
+
+def test_data_that_cannot_be_audited_are_refused_before_the_model_works(backbone, tmp_path):
+    def run(table, **options):
+        audit(table, backbone, PLAN, tmp_path / "x", on_reading=never, **options)
+
+    table = graded()
+    with pytest.raises(LabelError, match="72 answers carry no labels, pairs or ranks"):
+        run(replace(table, labels=np.full(72, math.nan)))
+    with pytest.raises(LabelError, match="none with both right and wrong answers"):
+        run(replace(table, labels=np.ones(72)))
+    with pytest.raises(DataError, match=r"1 prompt\(s\) for 2 folds"):
+        run(table.take(range(3 * 4)))  # three prompts in two folds: one has a single prompt
+    with pytest.raises(OverlongError):
+        long = replace(table.answers[0], response="x" * 5000)
+        run(replace(table, answers=(long, *table.answers[1:])))
