@@ -1,5 +1,6 @@
 """The stages of an audit on states with a planted signal: every question finds what was planted."""
 
+import itertools
 import math
 from dataclasses import replace
 from functools import cache
@@ -7,7 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from audit_planted import LAYERS, M, WIDTH, planted, tiny_plan
+from audit_planted import LAYERS, WIDTH, M, planted, tiny_plan
 
 from retrm.audit.directions import FeatureSet
 from retrm.audit.grid import SMALLEST_PART
@@ -131,8 +132,10 @@ def test_a_learning_part_with_one_class_is_left_out_and_said_so():
 
     left_out = tables.facts["learning_sizes_left_out"]
     kept = {cell.n_train_prompts for cell in tables.cells}
-    assert left_out and left_out[0] == SMALLEST_PART
-    assert kept and not kept & set(left_out)
+    assert left_out
+    assert left_out[0] == SMALLEST_PART
+    assert kept
+    assert not kept & set(left_out)
     assert kept | set(left_out) == {SMALLEST_PART, 8, 16, 32, 40}
 
 
@@ -303,7 +306,7 @@ def test_directions_show_separation_energy_and_weight_where_they_were_planted():
     rows = tables.directions
 
     assert [row.index for row in rows] == list(range(WIDTH))
-    assert all(a.singular_value >= b.singular_value for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a.singular_value >= b.singular_value for a, b in itertools.pairwise(rows))
     assert min(row.separation for row in rows[-M:]) > 0.3
     assert max(abs(row.separation) for row in rows[:-M]) < 0.3
     # independent entries: every direction holds 1/24 of the energy
@@ -370,7 +373,8 @@ def test_every_stage_reports_its_steps_up_to_the_last():
         seen = []
         grid.on_step = lambda done, total, seen=seen: seen.append((done, total))
         grid.stages()[name]()
-        assert seen and seen[-1][0] == seen[-1][1], name
+        assert seen, name
+        assert seen[-1][0] == seen[-1][1], name
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from audit_planted import M, N_ANSWERS, WIDTH, planted, tiny_plan
+from audit_planted import N_ANSWERS, WIDTH, M, planted, tiny_plan
 
 from retrm.audit.directions import Directions, FeatureSet
 from retrm.audit.measure import Measure, Setting, corrected
@@ -224,7 +224,8 @@ def test_pairs_have_no_figures_that_need_labels():
 
     assert measure.more_cells(found) == []
     (cell,) = measure.cells(found)
-    assert cell.metric == "pair_accuracy" and not math.isnan(cell.low)
+    assert cell.metric == "pair_accuracy"
+    assert not math.isnan(cell.low)
     assert cell.n == 40  # pairs
 
 
@@ -325,7 +326,8 @@ def test_a_contrast_without_draws_has_no_rank(made, folds):
     )
     row = measure.contrasts("economy", first, [second], is_random=False)[0]
 
-    assert row.n_draws == 0 and math.isnan(row.rank_p)
+    assert row.n_draws == 0
+    assert math.isnan(row.rank_p)
 
 
 def a_contrast(metric, p, role="exploratory"):
@@ -346,7 +348,8 @@ def test_holms_family_is_the_exploratory_contrasts_of_one_metric():
 
     # .01 x 3, then .03 x 2, then max(.06, .04 x 1); best_of_n has a family of one.
     assert found[:4] == pytest.approx([0.03, 0.06, 0.06, 0.04])
-    assert math.isnan(found[4]) and math.isnan(found[5])
+    assert math.isnan(found[4])
+    assert math.isnan(found[5])
     assert [row.metric for row in corrected(rows)] == [row.metric for row in rows]
 
 

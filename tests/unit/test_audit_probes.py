@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from audit_planted import LAYERS, M, WIDTH, planted, tiny_plan
+from audit_planted import LAYERS, WIDTH, M, planted, tiny_plan
 from sklearn.linear_model import Ridge
 
 from retrm.audit.directions import Directions, FeatureSet

@@ -82,8 +82,8 @@ def test_over_many_random_subspaces_the_rank_of_the_tail_is_that_of_any_other_dr
 
 @pytest.mark.parametrize(("where", "answer"), [("reasoning", "helps"), ("semantic", "hurts")])
 def test_preferences_give_the_same_verdicts(where, answer):
-    made = planted(where, n_prompts=120, preferences=True, strength=2.0)
-    tables = made.audit(tiny_plan(n_primary_draws=5))
+    made = planted(where, n_prompts=400, preferences=True, strength=4.0)
+    tables = made.audit(tiny_plan(n_primary_draws=19))  # fewer cannot be beaten at 5 %
 
     assert tables.facts["task"] == "preferences"
     assert tables.facts["metric"] == contrast(tables, "primary").metric == "pair_accuracy"
@@ -181,7 +181,8 @@ def test_facts_say_what_was_audited(done, backbone):
     assert facts["data_counts"] == {"read": 72}
     assert facts["settings"] == PLAN.as_dict()
     assert json.loads(json.dumps(dict(facts))) == facts
-    assert facts["n_tokens"] > 0 and facts["reading_s"] > 0
+    assert facts["n_tokens"] > 0
+    assert facts["reading_s"] > 0
 
 
 def test_sweeps_layers_poolings_and_energies_are_all_there(done):
@@ -270,7 +271,9 @@ def test_preferences_from_answers_to_files(backbone, tmp_path):
     assert (tables.facts["task"], tables.facts["n_pairs"]) == ("preferences", 36)
     assert (tables.facts["pass_at_1"], tables.facts["oracle"]) == (None, None)
     assert {cell.metric for cell in tables.cells} == {"pair_accuracy"}
-    assert tables.energy and tables.directions and not tables.curves
+    assert tables.energy
+    assert tables.directions
+    assert not tables.curves
     assert plain_rows(AuditTables.load(tmp_path / "p")) == plain_rows(tables)
 
 

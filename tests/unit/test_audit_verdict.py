@@ -106,17 +106,43 @@ def the(question, tables):
     ],
 )
 def test_specificity_follows_the_interval_of_the_primary_contrast(low, high, answer):
-    verdict = the("specificity", audit(primary(low, high)))
+    best_or_worst = 1.0 if high < 0 else 0.01  # of 99 draws none is as far out
+    verdict = the("specificity", audit(primary(low, high, rank_p=best_or_worst)))
 
     assert verdict.answer == answer
     assert verdict.is_primary
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "rank_p", "answer"),
+    [
+        (0.002, 0.03, 0.05, "helps"),  # 4 of 99 draws are at least as good
+        (0.002, 0.03, 0.06, "within the spread of random"),
+        (-0.03, -0.002, 0.96, "hurts"),  # 95 are better, so 4 are not: 5 / 100
+        (-0.03, -0.002, 0.95, "within the spread of random"),
+        (-0.03, -0.002, 0.01, "within the spread of random"),
+        (-0.005, 0.005, 0.01, "no better than random"),  # the rank alone claims nothing
+    ],
+)
+def test_an_interval_alone_claims_nothing_among_random_subspaces_that_differ_as_much(
+    low, high, rank_p, answer
+):
+    assert the("specificity", audit(primary(low, high, rank_p=rank_p))).answer == answer
+
+
+def test_eighteen_draws_are_too_few_for_any_claim():
+    # the smallest rank p of 18 draws is 1 / 19 > .05
+    row = primary(0.1, 0.2, n_draws=18, rank_p=1 / 19)
+
+    assert the("specificity", audit(row)).answer == "within the spread of random"
 
 
 @quick
 @given(ends)
 def test_specificity_is_never_stronger_than_its_interval(interval):
     low, high = interval
-    answer = the("specificity", audit(primary(low, high))).answer
+    rank_p = 1.0 if high < 0 else 0.01
+    answer = the("specificity", audit(primary(low, high, rank_p=rank_p))).answer
 
     assert (answer == "helps") == (low > 0)
     assert (answer == "hurts") == (high < 0)
@@ -140,8 +166,8 @@ def test_the_sentence_of_specificity_holds_every_figure():
 
 
 def test_a_sure_but_small_effect_is_said_to_be_small():
-    small = the("specificity", audit(primary(0.002, 0.008))).sentence
-    large = the("specificity", audit(primary(0.002, 0.03))).sentence
+    small = the("specificity", audit(primary(0.002, 0.008, rank_p=0.01))).sentence
+    large = the("specificity", audit(primary(0.002, 0.03, rank_p=0.01))).sentence
 
     assert "helps, by less than .010" in small
     assert "by less than" not in large
@@ -173,7 +199,7 @@ def test_preferences_are_worded_as_pairs_without_mixed_prompts():
 
 
 def test_each_metric_that_was_fixed_has_its_own_verdict():
-    tables = audit(primary(0.01, 0.02), primary(-0.02, 0.02, metric="best_of_n"))
+    tables = audit(primary(0.01, 0.02, rank_p=0.01), primary(-0.02, 0.02, metric="best_of_n"))
 
     assert [v.answer for v in found("specificity", tables)] == ["helps", "undecided"]
 

@@ -60,7 +60,8 @@ def test_columns_are_the_slice_of_the_whole(tmp_path, start, stop):
     part = found.columns("pooled", start, stop)
 
     assert torch.equal(part.values, found["pooled"].values[:, start:stop])
-    assert part.is_pooled and torch.equal(part.offsets, found["pooled"].offsets)
+    assert part.is_pooled
+    assert torch.equal(part.offsets, found["pooled"].offsets)
     tokens = found.columns("tokens", min(start, 3), 4)
     assert torch.equal(tokens.values, found["tokens"].values[:, min(start, 3) : 4])
 
@@ -102,7 +103,8 @@ def test_answers_that_are_not_asked_for_are_left_on_disk(tmp_path):
 def test_features_are_a_mapping_by_name(tmp_path):
     found = stored(tmp_path / "s", [0])
 
-    assert list(found) == ["pooled", "tokens"] and len(found) == 2
+    assert list(found) == ["pooled", "tokens"]
+    assert len(found) == 2
     with pytest.raises(KeyError):
         found["other"]
 

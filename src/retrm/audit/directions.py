@@ -6,7 +6,9 @@ r"""The feature sets that are compared, as directions on post_norm states.
     centred_folded  both
 
 h = g x̂ + b is what was stored, so a direction v on x̂ is v / g on h, up to a constant that the head's
-intercept absorbs. PCA and whitening are fitted on training states only, from their moments.
+intercept absorbs. PCA and whitening are fitted on training states only, from their moments; for preferences those are
+the moments of the differences chosen - rejected. With fewer training rows than dimensions
+`pca_bottom` lies in what the training states do not reach, and its features say nothing.
 """
 
 from collections.abc import Mapping

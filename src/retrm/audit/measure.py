@@ -5,6 +5,7 @@ random kind of subspace stands for the mean of its draws inside each resample; t
 themselves is a second source of chance and is reported by rank.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -202,6 +203,9 @@ class Measure:
             ours = first.statistics[metric]
             theirs = [found.statistics[metric] for found in second]
             mean = theirs[0] if len(theirs) == 1 else AverageStatistic(tuple(theirs))
+            points = [_point(statistic) for statistic in theirs]
+            # Were ours one more random subspace, it would lie this far from the mean of the others.
+            spread = _spread(points) if is_random else 0.0
             found = self.resamples.difference(ours, mean)
             f, setting = first.probe.features, first.setting
             out.append(
@@ -222,15 +226,20 @@ class Measure:
                     high=found.high,
                     n_prompts=found.n_clusters,
                     n_draws=len(second) if is_random else 0,
-                    rank_p=rank_p_value(_point(ours), [_point(s) for s in theirs])
-                    if is_random
-                    else NAN,
-                    holm_p=self.resamples.normal_p_value(ours, mean)
+                    rank_p=rank_p_value(_point(ours), points) if is_random else NAN,
+                    holm_p=self.resamples.normal_p_value(ours, mean, more_error=spread)
                     if role == "exploratory"
                     else NAN,
                 )
             )
         return out
+
+
+def _spread(points: Sequence[float]) -> float:
+    """Standard error of a new draw minus the mean of these; NaN for a single one: no claim."""
+    if len(points) < 2:
+        return NAN
+    return float(np.std(points, ddof=1)) * math.sqrt(1 + 1 / len(points))
 
 
 def corrected(contrasts: Sequence[ContrastRow]) -> list[ContrastRow]:

@@ -34,12 +34,13 @@ class AuditPlan:
         size: width of the primary contrast, a share of the state's width or a count.
         widths: all that are looked at; `size` is added if it is missing.
         poolings: over response tokens; `max` and `gate` read every token and take longest.
-        layers: for the sweep, as a recipe spells them.
+        layers: for the sweep, as a recipe spells them; the last layer must be among them.
         n_draws: random subspaces of each exploratory setting, at least 2; 20 or more make a band.
         n_primary_draws: random subspaces of the primary contrast; 99 allow a rank p of .01.
         n_layer_draws: random subspaces at each layer of the sweep.
         n_folds: of the outer cross-validation, by prompt.
-        n_inner_folds: of the choice of the penalty inside each training part, by prompt.
+        n_inner_folds: of the choice of the penalty inside each training part, by prompt (of ridge
+            heads; the logistic head is that of `retrm fit`, which uses 3).
         n_split_seeds: repetitions of the outer split in the primary contrasts.
         n_learning_repeats: nested series of training subsets in the learning curve.
         n_band_steps: positions of the sliding band.

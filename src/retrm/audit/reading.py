@@ -20,6 +20,7 @@ from retrm.audit.energy import AnswerEnergy, EnergyRecipe, EnergyReducer, answer
 from retrm.audit.plan import AuditPlan
 from retrm.backbone.base import Backbone
 from retrm.backbone.batching import TOKENS_PER_BATCH, plan_batches
+from retrm.errors import RecipeError
 from retrm.features.read import Overlong, Progress, read, render_all
 from retrm.features.recipe import Recipe
 from retrm.features.reduce import SCALARS, TORCH_DTYPES, Features, Reducer, StateReducer
@@ -127,6 +128,7 @@ def read_answers(
         RecipeError, OverlongError, RenderError: before the model works.
         StoreError: `folder` holds another reading.
     """
+    layers = checked_layers(plan, backbone)
     recipes = recipes_of(plan, backbone.width, counts_end=backbone.renderer.counts_end)
     reducers = reducers_of(plan, backbone, recipes)
     header = {**recipes, "energy": EnergyRecipe(plan.m(backbone.width))}
@@ -145,13 +147,28 @@ def read_answers(
     return AuditReading(
         features=reading.features,
         rows=reading.rows,
-        layers=Recipe(layers=plan.layers).layer_numbers(backbone.n_layers),
+        layers=layers,
         width=backbone.width,
         n_tokens=reading.n_tokens,
         n_truncated=reading.n_truncated,
         n_skipped=reading.n_skipped,
         elapsed_s=reading.elapsed_s,
     )
+
+
+def checked_layers(plan: AuditPlan, backbone: Backbone) -> tuple[int, ...]:
+    """The layers of the sweep, ascending.
+
+    Raises:
+        RecipeError: the backbone lacks one, or the last layer is not among them.
+    """
+    layers = Recipe(layers=plan.layers).layer_numbers(backbone.n_layers)
+    if layers[-1] != backbone.n_layers:
+        raise RecipeError(
+            f"got layers {plan.layers!r}; expected the last one, {backbone.n_layers}, among them: the "
+            "primary contrast reads it. Add it"
+        )
+    return layers
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from retrm.methods import method
 from retrm.records import AnswerTable
 
 OnStage = Callable[[str, int, int], None]
+ACCOUNT_INTERVAL_S = 30.0
 
 
 def audit(
@@ -78,6 +79,13 @@ def audit(
     check_supervision(table, plan, label_threshold=label_threshold)
     judged = table.judged(label_threshold=label_threshold)
     check_folder(folder, judged, backbone, plan, overlong=overlong)
+    account = _Account(folder)
+
+    def on_progress(progress: Progress) -> None:
+        account.note(progress)
+        if on_reading is not None:
+            on_reading(progress)
+
     reading = read_answers(
         backbone,
         table,
@@ -85,12 +93,12 @@ def audit(
         folder / "reading",
         overlong=overlong,
         tokens_per_batch=tokens_per_batch,
-        on_progress=on_reading,
+        on_progress=on_progress,
     )
     supervision = Supervision.of(table, reading.rows.tolist(), label_threshold=label_threshold)
     grid = Grid(reading, supervision, backbone.unembedding, plan)
     facts = {
-        **_reading_facts(folder, reading),
+        **account.close(reading),
         "model": Path(backbone.name).name,  # a file's folder is nobody's business
         "data": data,
         "fingerprint": asdict(backbone.fingerprint),
@@ -330,16 +338,27 @@ def _grid_facts(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _reading_facts(folder: Path, reading: AuditReading) -> dict[str, Any]:
-    """Tokens and seconds of the reading, the parts before a kill included."""
-    path = folder / "reading.json"
-    stored = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    facts = {
-        "n_tokens": stored.get("n_tokens", 0) + reading.n_tokens,
-        "reading_s": stored.get("reading_s", 0.0) + reading.elapsed_s,
-        "n_truncated": reading.n_truncated,
-        "n_skipped": reading.n_skipped,
-    }
-    if reading.n_tokens:
-        write_json(path, facts)
-    return facts
+class _Account:
+    """Tokens and seconds of a reading, those of runs that were killed included (to half a minute)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "reading.json"
+        stored = json.loads(self._path.read_text("utf-8")) if self._path.is_file() else {}
+        self._before = stored.get("n_tokens", 0), stored.get("reading_s", 0.0)
+        self._last = time.monotonic()
+
+    def note(self, progress: Progress) -> None:
+        """Keep the account of a running reading."""
+        if time.monotonic() - self._last > ACCOUNT_INTERVAL_S:
+            self._last = time.monotonic()
+            self._write(progress.tokens_done, progress.elapsed_s)
+
+    def close(self, reading: AuditReading) -> dict[str, Any]:
+        """The facts of the finished reading."""
+        facts = self._write(reading.n_tokens, reading.elapsed_s if reading.n_tokens else 0.0)
+        return {**facts, "n_truncated": reading.n_truncated, "n_skipped": reading.n_skipped}
+
+    def _write(self, n_tokens: int, seconds: float) -> dict[str, Any]:
+        facts = {"n_tokens": self._before[0] + n_tokens, "reading_s": self._before[1] + seconds}
+        write_json(self._path, facts)
+        return facts

@@ -86,8 +86,8 @@ class ContrastRow:
         n_prompts: prompts resampled.
         n_draws: random draws behind `second`; 0 where it is not random.
         rank_p: (1 + draws at least as good as `first`) / (1 + draws); NaN without draws.
-        holm_p: two-sided p-value of the difference (normal, bootstrap standard error) after Holm's
-            correction over the exploratory contrasts of the audit with the same metric; NaN for the
+        holm_p: two-sided p-value of the difference (normal; bootstrap standard error and, against
+            random subspaces, the spread of their draws, added in squares) after Holm's correction over the exploratory contrasts of the audit with the same metric; NaN for the
             primary and the economy contrast.
     """
 
@@ -323,10 +323,14 @@ class AuditTables:
         Raises:
             OutputError: the folder cannot be written.
         """
+        (folder / "audit.json").unlink(missing_ok=True)  # no half of an older audit
         for name, kind in ROW_TYPES.items():
             rows = getattr(self, name)
             if rows:
                 _write_table(folder / name, rows, kind)
+            else:
+                for suffix in (".parquet", ".csv"):
+                    (folder / name).with_suffix(suffix).unlink(missing_ok=True)
         summary = {
             "format_version": FORMAT_VERSION,
             "facts": dict(self.facts),

@@ -3,9 +3,11 @@
 A verdict is a rule on figures of the tables; it never sees a score, and it never picks the best cell.
 
     specificity   reasoning minus the mean of random subspaces of the same width (role `primary`)
-                  `helps`                  low > 0
-                  `hurts`                  high < 0
-                  `no better than random`  -0.01 <= low and high <= 0.01, and neither of the above
+                  `helps`                  low > 0, and rank p <= .05
+                  `hurts`                  high < 0, and rank p from below <= .05
+                  `within the spread of random`  the interval excludes 0, but that many of the random
+                                           subspaces do as well (or as badly)
+                  `no better than random`  -0.01 <= low and high <= 0.01, and none of the above
                   `undecided`              anything else, or no interval
     economy       reasoning minus the full state (role `economy`)
                   `worse than full`        high < 0
@@ -23,6 +25,10 @@ A verdict is a rule on figures of the tables; it never sees a score, and it neve
                   `not length alone` (above), `reverses at equal length` (below), `undecided`
     use           removing the component against removing random ones of the same number:
                   `costs more than random`, `costs less than random`, `mixed`, `no evidence`
+
+The rank is asked for since the interval resamples prompts only: a random subspace is better or worse
+than the mean of its kind too. With a signal planted in a random subspace the interval alone claimed a
+difference in 15 of 40 runs. Fewer than 19 draws can never make a claim.
 
 Specificity and economy are fixed before looking and are the only primary ones. A claim under labels,
 layers, confidence or use needs an interval that excludes 0 AND a p-value below .05 after Holm's correction
@@ -113,10 +119,14 @@ def _fixed(
 
 
 def _specificity(row: ContrastRow, tables: AuditTables) -> Verdict:
-    answer = _specificity_answer(row.low, row.high) if _has_interval(row) else "undecided"
+    answer = _specificity_answer(row) if _has_interval(row) else "undecided"
     reason = {
-        "helps": "The whole interval lies above 0: it helps",
-        "hurts": "The whole interval lies below 0: it hurts",
+        "helps": "The whole interval lies above 0, and hardly any random subspace does as well: it "
+        "helps",
+        "hurts": "The whole interval lies below 0, and hardly any random subspace does as badly: it "
+        "hurts",
+        "within the spread of random": "The interval excludes 0, but single random subspaces lie as "
+        "far from their mean: within the spread of random",
         "no better than random": f"The interval lies within ±{format_number(MARGIN)} and does not "
         "exclude 0: no better than random",
         "undecided": f"The interval neither excludes 0 nor lies within ±{format_number(MARGIN)}: "
@@ -128,12 +138,18 @@ def _specificity(row: ContrastRow, tables: AuditTables) -> Verdict:
     return Verdict("specificity", answer, sentence, is_primary=True)
 
 
-def _specificity_answer(low: float, high: float) -> str:
-    if low > 0:
-        return "helps"
-    if high < 0:
-        return "hurts"
-    return "no better than random" if _is_within(low, high) else "undecided"
+def _specificity_answer(row: ContrastRow) -> str:
+    if row.low > 0:
+        return "helps" if row.rank_p <= ALPHA else "within the spread of random"
+    if row.high < 0:
+        return "hurts" if _rank_from_below(row) <= ALPHA else "within the spread of random"
+    return "no better than random" if _is_within(row.low, row.high) else "undecided"
+
+
+def _rank_from_below(row: ContrastRow) -> float:
+    """(1 + draws at most as good) / (1 + draws), from the rank p from above; ties count as better."""
+    n_at_least = round(row.rank_p * (1 + row.n_draws)) - 1
+    return (1 + row.n_draws - n_at_least) / (1 + row.n_draws)
 
 
 def _is_within(low: float, high: float) -> bool:

@@ -124,8 +124,13 @@ class Resamples:
         n_tail = min((gaps <= _ROUNDING).sum(), (gaps >= -_ROUNDING).sum())
         return min(1.0, 2 * float(1 + n_tail) / (1 + len(gaps)))
 
-    def normal_p_value(self, first: PromptStatistic, second: PromptStatistic) -> float:
-        """The same by the normal approximation, 2 Phi(-|difference| / bootstrap standard error).
+    def normal_p_value(
+        self, first: PromptStatistic, second: PromptStatistic, *, more_error: float = 0.0
+    ) -> float:
+        """The same by the normal approximation, 2 Phi(-|difference| / standard error).
+
+        The error is that of the resamples, with `more_error` (a standard deviation of what the
+        resamples cannot know, such as the choice of a random subspace) added in squares.
 
         Its resolution is not bound by the number of resamples, so that it can be corrected for many
         comparisons. 1 where neither the difference nor its error differs from 0 beyond rounding; NaN
@@ -134,7 +139,7 @@ class Resamples:
         if len(self.prompts) < 2:
             return math.nan
         statistic = DifferenceStatistic(first, second)
-        error = float(self._defined(statistic).std(ddof=1))
+        error = math.hypot(float(self._defined(statistic).std(ddof=1)), more_error)
         gap = abs(float(statistic(np.ones((1, len(self.prompts))))[0]))
         if error <= _ROUNDING:
             return 1.0 if gap <= _ROUNDING else 0.0
