@@ -4,18 +4,27 @@ Each function is a block of docs/results/subspace_audit.md: Markdown from the me
 there, and how to make those that are not.
 """
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import TypeVar
+from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
+from measurements import (
+    RANDOM,
+    Measurement,
+    absent,
+    joined,
+    listed,
+    missing_commands,
+    missing_note,
+    parts_of,
+    pictures,
+    table_of,
+)
 from tables_in_pages import difference, figure, p_value, table
 
 from retrm.audit.plan import AuditPlan
-from retrm.audit.tables import AuditTables, CellRow, ContrastRow, InterventionRow
-from retrm.audit.verdict import ALPHA
+from retrm.audit.rules import claim_of, n_at_least_as_good
+from retrm.audit.tables import AuditTables, ContrastRow
 from retrm.cli.audit import duration
 from retrm.metrics import format_interval, format_number
 from retrm.reports.words import (
@@ -23,158 +32,10 @@ from retrm.reports.words import (
     POOLINGS,
     is_number,
     metric_name,
-    metric_of_record,
     number,
 )
 
-_Row = TypeVar("_Row", CellRow, ContrastRow)
-
 BEST = "best_of_n"
-RANDOM = ("reasoning", "random")
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One audit of the page.
-
-    Attributes:
-        name: of its folder below docs/results/audit.
-        data: what was judged, in words.
-        command: makes it.
-        tables: what it found; None = not measured yet.
-        folder: of the audit.
-    """
-
-    name: str
-    data: str
-    command: str
-    tables: AuditTables | None
-    folder: Path
-
-    @property
-    def label(self) -> str:
-        """In a table."""
-        return f"`{self.name}`"
-
-    @property
-    def found(self) -> AuditTables:
-        """The tables of one that was measured."""
-        assert self.tables is not None, self.name
-        return self.tables
-
-    @property
-    def record(self) -> str:
-        """Metric of record."""
-        return metric_of_record(self.found)
-
-    def cells(self, sweep: str, features: str, metric: str = "", **where: object) -> list[CellRow]:
-        """Cells at the metric of record, or another one."""
-        return _chosen(
-            self.found.cells,
-            {"sweep": sweep, "features": features, "metric": metric or self.record, **where},
-        )
-
-    def cell(self, sweep: str, features: str, metric: str = "", **where: object) -> CellRow | None:
-        """The only such cell, or None."""
-        return _only(self.cells(sweep, features, metric, **where))
-
-    def mean(self, sweep: str, features: str, metric: str = "", **where: object) -> float:
-        """Over draws; NaN without any."""
-        values = [row.value for row in self.cells(sweep, features, metric, **where)]
-        return float(np.mean(values)) if values else math.nan
-
-    def contrasts(
-        self, sweep: str, pair: tuple[str, str] = RANDOM, metric: str = "", **where: object
-    ) -> list[ContrastRow]:
-        """Contrasts at the metric of record, or another one."""
-        wanted = {"sweep": sweep, "metric": metric or self.record, **where}
-        return _chosen(self.found.contrasts, {**wanted, "first": pair[0], "second": pair[1]})
-
-    def contrast(
-        self, sweep: str, pair: tuple[str, str] = RANDOM, metric: str = "", **where: object
-    ) -> ContrastRow | None:
-        """The only such contrast, or None."""
-        return _only(self.contrasts(sweep, pair, metric, **where))
-
-    def role(self, role: str, metric: str) -> tuple[ContrastRow | None, str]:
-        """A contrast that was fixed before looking, and the word of its verdict."""
-        question = {"primary": "specificity", "economy": "economy"}[role]
-        rows = [row for row in self.found.contrasts if row.role == role]
-        answers = [v.answer for v in self.found.verdicts if v.question == question]
-        # A verdict a row, in their order: see retrm.audit.verdict.
-        found = [pair for pair in zip(rows, answers, strict=False) if pair[0].metric == metric]
-        return found[0] if found else (None, NONE)
-
-
-def _chosen(rows: Iterable[_Row], wanted: dict[str, object]) -> list[_Row]:
-    return [row for row in rows if all(getattr(row, k) == v for k, v in wanted.items())]
-
-
-def _only(rows: Sequence[_Row]) -> _Row | None:
-    if len(rows) > 1:
-        raise ValueError(f"got {len(rows)} rows such as {rows[0]}; expected one at most")
-    return rows[0] if rows else None
-
-
-def claim(row: ContrastRow) -> int:
-    """1 = better, -1 = worse, 0 = nothing that stands after Holm's correction."""
-    if not row.holm_p < ALPHA:  # NaN is no claim
-        return 0
-    return int(row.low > 0) - int(row.high < 0)
-
-
-def _parts(
-    measurements: Sequence[Measurement], make: Callable[[Measurement], str]
-) -> tuple[list[str], str]:
-    """What `make` says of each that was measured (nothing where it says ""), and of the others."""
-    made = {m.name: make(m) for m in measurements if m.tables is not None}
-    missing = [m for m in measurements if not made.get(m.name)]
-    return [text for text in made.values() if text], missing_note(missing)
-
-
-def missing_note(missing: Sequence[Measurement]) -> str:
-    """Which measurements a block does not hold."""
-    if not missing:
-        return ""
-    names = _listed([m.label for m in missing])
-    return f"Not measured yet: {names}; the commands stand under [Make it again](#make-it-again)."
-
-
-def missing_commands(measurements: Sequence[Measurement]) -> str:
-    """What makes those that are missing, a line each."""
-    lines = [f"- {m.label}: `{m.command}`" for m in measurements if m.tables is None]
-    return "\n".join(["Not measured yet, and what makes it:", "", *lines]) if lines else ""
-
-
-def joined(*parts: str) -> str:
-    """Paragraphs; empty ones are left out."""
-    return "\n\n".join(part for part in parts if part)
-
-
-def _table_of(
-    measurements: Sequence[Measurement],
-    head: Sequence[str],
-    make: Callable[[Measurement], list[list[str]]],
-) -> str:
-    """One table over all measurements."""
-    rows = [row for m in measurements if m.tables is not None for row in make(m)]
-    return table(head, rows) if rows else ""
-
-
-def _absent(
-    measurements: Sequence[Measurement], make: Callable[[Measurement], list[list[str]]]
-) -> str:
-    return missing_note([m for m in measurements if m.tables is None or not make(m)])
-
-
-def pictures(measurements: Sequence[Measurement], name: str) -> str:
-    """Links to one picture of every audit that has it."""
-    links = [
-        f"[{m.label}](audit/{m.name}/figures/{name}.png)"
-        for m in measurements
-        if (m.folder / "figures" / f"{name}.png").is_file()
-    ]
-    return f"Pictures: {', '.join(links)}." if links else ""
 
 
 def _half_width(row: ContrastRow) -> float:
@@ -214,7 +75,7 @@ def _when(done: Sequence[Measurement]) -> str:
         ("width", "widths and poolings"),
         ("layer", "layers and poolings"),
     ):
-        claims = [claim(row) for m in done for row in m.contrasts(sweep)]
+        claims = [claim_of(row) for m in done for row in m.contrasts(sweep)]
         if claims:
             parts.append(
                 f"at {claims.count(1)} of {len(claims)} {what} above random, at "
@@ -244,14 +105,13 @@ def _sentence(m: Measurement) -> str:
     if row is not None:
         text += f" Reasoning minus random {_plain(row)} {metric_name(m.record)}"
         if is_number(row.rank_p):
-            n_better = round(row.rank_p * (1 + row.n_draws)) - 1
-            text += f"; {n_better} of {row.n_draws} random subspaces do as well or better"
+            text += f"; {n_at_least_as_good(row)} of {row.n_draws} random subspaces do as well or better"
         text += "."
     if full is not None:
         text += f" Minus the full state {_plain(full)}: *{economy}*."
     checks = [v.answer for v in m.found.verdicts if v.question == "sanity"]
     doubts = [answer for answer in checks if answer != "within chance"]
-    return text + (f" Check with shuffled labels: **{_listed(doubts)}**." if doubts else "")
+    return text + (f" Check with shuffled labels: **{listed(doubts)}**." if doubts else "")
 
 
 def _plain(row: ContrastRow) -> str:
@@ -268,7 +128,7 @@ def model_of(tables: AuditTables) -> str:
 
 def primary(measurements: Sequence[Measurement]) -> str:
     """The figures of the primary setting, and the contrasts fixed before looking."""
-    figures = _table_of(
+    figures = table_of(
         measurements,
         [
             *("", "model", "judged", "prompts (mixed)", "metric", "features", "full state"),
@@ -276,7 +136,7 @@ def primary(measurements: Sequence[Measurement]) -> str:
         ],
         lambda m: [_primary_row(m)],
     )
-    contrasts = _table_of(
+    contrasts = table_of(
         measurements,
         [
             *("", "reasoning − random", "rank p", "verdict", "reasoning − full", "verdict"),
@@ -322,7 +182,7 @@ def _contrast_row(m: Measurement) -> list[str]:
 
 def baselines(measurements: Sequence[Measurement]) -> str:
     """Rules without a head, scalars alone, and the best layer, beside the heads of record."""
-    record = _table_of(
+    record = table_of(
         measurements,
         [
             *("", "coin", "shortest", "longest", "log-probability", "scalars alone"),
@@ -338,7 +198,7 @@ def baselines(measurements: Sequence[Measurement]) -> str:
             ]
         ],
     )
-    kept = _table_of(
+    kept = table_of(
         measurements,
         [
             *("", "pass@1", "shortest", "longest", "log-probability", "majority"),
@@ -389,7 +249,7 @@ def _best_layer(m: Measurement, metric: str) -> str:
 
 def labels(measurements: Sequence[Measurement]) -> str:
     """The learning curve: a row a number of training prompts."""
-    parts, note = _parts(measurements, _labels_of)
+    parts, note = parts_of(measurements, _labels_of)
     return joined(*parts, pictures(measurements, "learning"), note)
 
 
@@ -404,7 +264,7 @@ def _labels_of(m: Measurement) -> str:
         *("reasoning − full", "Holm p"),
     ]
     left_out = m.found.facts.get("learning_sizes_left_out") or []
-    note = f" Too few to hold right and wrong answers: {_listed(left_out)}." if left_out else ""
+    note = f" Too few to hold right and wrong answers: {listed(left_out)}." if left_out else ""
     rows = [_labels_row(m, size) for size in sizes]
     return joined(f"{m.label} ({metric_name(m.record)}).{note}", table(head, rows))
 
@@ -429,16 +289,12 @@ def _with_p(row: ContrastRow | None) -> tuple[str, str]:
     return difference(row), NONE if row is None else p_value(row.holm_p)
 
 
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
 # ------------------------------------------------------------------------------------- width
 
 
 def widths(measurements: Sequence[Measurement]) -> str:
     """Reasoning minus random at every width, for each pooling."""
-    parts, note = _parts(measurements, _widths_of)
+    parts, note = parts_of(measurements, _widths_of)
     return joined(*parts, pictures(measurements, "width"), note)
 
 
@@ -470,19 +326,19 @@ def _widths_of(m: Measurement) -> str:
 
 def choices(measurements: Sequence[Measurement]) -> str:
     """Pooling and matrix: reasoning minus random, a row a measurement."""
-    poolings = _table_of(
+    poolings = table_of(
         measurements,
         ["", *(f"{POOLINGS[p]}" for p in ("last", "mean", "max", "gate"))],
         _pooling_row,
     )
-    matrices = _table_of(
+    matrices = table_of(
         measurements,
         ["", "raw", "folded", "centred", "centred and folded"],
         _matrix_row,
     )
     titles = (
         "Reasoning − random by pooling (`last` is the primary contrast):",
-        "Reasoning − random by matrix (last token, ridge head, five random subspaces each):",
+        "Reasoning − random by matrix (last token, ridge head):",
     )
     both = [joined(t, made) for t, made in zip(titles, (poolings, matrices), strict=True) if made]
     return joined(
@@ -514,7 +370,7 @@ def _cell_with_p(row: ContrastRow | None) -> str:
 
 def confidence(measurements: Sequence[Measurement]) -> str:
     """Scalars with and without the subspace, and what is left at equal length."""
-    scalars = _table_of(
+    scalars = table_of(
         measurements,
         [
             *("", "scalars alone", "scalars + reasoning", "scalars + random, mean"),
@@ -523,7 +379,7 @@ def confidence(measurements: Sequence[Measurement]) -> str:
         ],
         _scalars_row,
     )
-    length = _table_of(
+    length = table_of(
         measurements,
         [
             *("", "equal length: reasoning", "full state", "pairs left"),
@@ -577,8 +433,8 @@ def layers(measurements: Sequence[Measurement]) -> str:
         *("", "pooling", "layers", "reasoning above random", "below", "largest difference"),
         *("Holm p", "full state: best layer", "last layer"),
     ]
-    made = _table_of(measurements, head, _layer_rows)
-    return joined(made, pictures(measurements, "layers"), _absent(measurements, _layer_rows))
+    made = table_of(measurements, head, _layer_rows)
+    return joined(made, pictures(measurements, "layers"), absent(measurements, _layer_rows))
 
 
 def _layer_rows(m: Measurement) -> list[list[str]]:
@@ -586,7 +442,7 @@ def _layer_rows(m: Measurement) -> list[list[str]]:
     found = m.contrasts("layer")
     for pooling in [p for p in POOLINGS if any(row.pooling == p for row in found)]:
         here = [row for row in found if row.pooling == pooling]
-        claims = [claim(row) for row in here]
+        claims = [claim_of(row) for row in here]
         largest = max(here, key=lambda row: abs(row.value))
         full = m.cells("layer", "full", pooling=pooling)
         best = max(full, key=lambda row: row.value)
@@ -600,115 +456,6 @@ def _layer_rows(m: Measurement) -> list[list[str]]:
             ]
         )
     return rows
-
-
-# ----------------------------------------------------------------------------- interventions
-
-_MEASURES = (
-    *("energy_removed", "log_probability", "greedy_agreement", "within_auroc"),
-    *("score_shift", "accuracy"),
-)
-_REMOVED = {
-    "reasoning": "reasoning",
-    "semantic": "semantic",
-    "random": "random, mean (draws)",
-    "random_energy": "random of equal energy, mean (draws)",
-}
-
-
-def interventions(measurements: Sequence[Measurement], command: str) -> str:
-    """What removing a component changes, a table an audit and setting."""
-    parts = [
-        _interventions_of(m)
-        for m in measurements
-        if m.tables is not None and m.tables.interventions
-    ]
-    if not parts:
-        return f"Not measured yet. It is made by `{command}`."
-    return joined(*parts, pictures(measurements, "interventions"))
-
-
-def _interventions_of(m: Measurement) -> str:
-    rows = m.found.interventions
-    measures = [name for name in _MEASURES if any(row.measure == name for row in rows)]
-    settings = dict.fromkeys((row.layers, row.fill, row.spare_first) for row in rows)
-    head = ["removed at", "what", "directions", *(_measure_name(name) for name in measures)]
-    made = []
-    for layers, fill, spare_first in settings:
-        here = [row for row in rows if (row.layers, row.fill) == (layers, fill)]
-        here = [row for row in here if row.spare_first == spare_first]
-        spared = ", first token spared" if spare_first else ""
-        made += _removal_rows(here, f"{layers} ({fill} fill{spared})", measures)
-    n_rows = next((row.n for row in rows if row.measure == "log_probability"), rows[0].n)
-    return joined(f"{m.label}, {n_rows:,} answers:", table(head, made))
-
-
-def _measure_name(measure: str) -> str:
-    # Of a trained head: other than the out-of-fold figure of the same name.
-    return f"{metric_name(measure)}{' of a fitted head' if measure == 'within_auroc' else ''}"
-
-
-def _removal_rows(
-    rows: Sequence[InterventionRow], place: str, measures: Sequence[str]
-) -> list[list[str]]:
-    """The unchanged model, then what each removal changes, then reasoning minus random."""
-    none = [row for row in rows if row.removed == "none"]
-    cells = [figure(next((r for r in none if r.measure == name), None)) for name in measures]
-    made = [[place, "nothing: the figure itself", NONE, *cells]]
-    for number_, m in enumerate(dict.fromkeys(r.m for r in rows if r.removed == "reasoning")):
-        n_draws = len({row.draw for row in rows if (row.removed, row.m) == ("random", m)})
-        for kind, name in _REMOVED.items():
-            found = [
-                row for row in rows if row.removed == kind and _belongs(row, m, number_, n_draws)
-            ]
-            if found:
-                sizes = " to ".join(dict.fromkeys(str(f(r.m for r in found)) for f in (min, max)))
-                cells = [_effect([r for r in found if r.measure == each]) for each in measures]
-                made.append([place, name, sizes, *cells])
-        ours = [row for row in rows if (row.removed, row.m) == ("reasoning", m)]
-        cells = [_against_random([r for r in ours if r.measure == each]) for each in measures]
-        made.append([place, "reasoning − random", str(m), *cells])
-    return made
-
-
-def _belongs(row: InterventionRow, m: int, number_: int, n_draws: int) -> bool:
-    """Whether a removal is one of width m, or the control of equal energy that goes with it."""
-    if row.removed == "random_energy":  # has a width of its own; draws are numbered over all sizes
-        return n_draws > 0 and row.draw // n_draws == number_
-    return row.m == m
-
-
-def _effect(rows: Sequence[InterventionRow]) -> str:
-    """The change, or for removed energy the share; over several draws their mean and range."""
-    if not rows:
-        return NONE
-    is_energy = rows[0].measure == "energy_removed"
-    values = [row.value if is_energy else row.difference for row in rows]
-    if len(rows) > 1:
-        spread = f"{number(min(values))} to {number(max(values))}"
-        return f"{number(float(np.mean(values)))} ({spread})"
-    if is_energy:
-        return figure(rows[0])
-    return _bold_interval(rows[0].difference, rows[0].difference_low, rows[0].difference_high)
-
-
-def _against_random(rows: Sequence[InterventionRow]) -> str:
-    if not rows or rows[0].measure == "energy_removed":
-        return NONE
-    row = rows[0]
-    shown = _bold_interval(row.minus_random, row.minus_random_low, row.minus_random_high)
-    return shown if shown == NONE else f"{shown} (Holm p {p_value(row.random_holm_p)})"
-
-
-@dataclass(frozen=True)
-class _Span:
-    value: float
-    low: float
-    high: float
-
-
-def _bold_interval(value: float, low: float, high: float) -> str:
-    return difference(_Span(value, low, high))
 
 
 # ------------------------------------------------------------------------------------- files
@@ -735,10 +482,10 @@ def _files_row(m: Measurement) -> list[str]:
         m.label,
         f"{facts['n_answers']:,} ({facts['n_cut']:,}, {facts['n_skipped']:,})",
         f"{facts['n_tokens']:,}",
-        duration(facts["reading_s"]),
+        NONE if facts["reading_s"] is None else duration(facts["reading_s"]),
         duration(facts["fitting_s"]),
         _settings(facts["settings"]),
-        _listed(check) or NONE,
+        listed(check) or NONE,
         _links(m, names),
         _links(m, sorted(f"figures/{path.name}" for path in m.folder.glob("figures/*.png"))),
     ]
@@ -757,4 +504,4 @@ def _settings(stored: dict[str, object]) -> str:
 
 
 def _value(value: object) -> str:
-    return _listed(value) if isinstance(value, list | tuple) else str(value)
+    return listed(value) if isinstance(value, list | tuple) else str(value)

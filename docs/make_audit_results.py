@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import audit_blocks
+import intervention_blocks
 import study_blocks
-from audit_blocks import Measurement
+from measurements import Measurement
 from tables_in_pages import write_or_check
 
 from retrm.audit.tables import AuditTables
@@ -71,7 +72,7 @@ INTERVENTIONS = command(
     "demo",
     "recipes/demo/rollouts.jsonl",
     "smollm2-135m",
-    f"{ALL_POOLINGS} --interventions --n-samples 4",
+    f"{ALL_POOLINGS} --interventions --n-samples 1 --config recipes/audit/interventions.toml",
 )
 
 
@@ -121,7 +122,7 @@ def blocks(results: Path = RESULTS) -> dict[str, str]:
         "audit-choices": audit_blocks.choices(found),
         "audit-confidence": audit_blocks.confidence(found),
         "audit-layers": audit_blocks.layers(found),
-        "audit-interventions": audit_blocks.interventions(found, INTERVENTIONS),
+        "audit-interventions": intervention_blocks.interventions(found, INTERVENTIONS),
         **{f"audit-{name}": study(results, name) for name in STUDIES},
         "audit-files": audit_blocks.files(found),
     }

@@ -6,9 +6,10 @@ Each function turns one file that a script of recipes/audit wrote into Markdown.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from audit_blocks import joined
-from tables_in_pages import difference, figure, stored, table
+from measurements import joined
+from tables_in_pages import Figure, difference, figure, stored, table
 
+from retrm.audit.rules import ALPHA, DRAWS_FOR_A_CLAIM
 from retrm.reports.words import NONE, metric_name, number
 
 Results = Mapping[str, Any]
@@ -34,7 +35,8 @@ def gates(results: Results) -> str:
     gaps = [
         [
             f"`{gap['first']}` − `{gap['second']}`",
-            *(metric_name(gap["metric"]), difference(_interval(gap))),
+            metric_name(gap["metric"]),
+            _against(_interval(gap), gap["n_at_least_as_good"], gap["n_draws"]),
         ]
         for gap in results["differences"]
     ]
@@ -57,6 +59,16 @@ def _gates_row(row: Results, cost: Results | None) -> list[str]:
     ]
 
 
+def _against(found: Figure | None, n_better: int, n_draws: int) -> str:
+    """A difference; from the mean of random draws, bold only where their rank allows a claim."""
+    if n_draws == 0 or found is None:
+        return difference(found)
+    n_further = n_better if found.value > 0 else n_draws - n_better
+    is_claim = n_draws >= DRAWS_FOR_A_CLAIM and (1 + n_further) / (1 + n_draws) <= ALPHA
+    shown = difference(found) if is_claim else figure(found)
+    return f"{shown}, {n_better} of {n_draws} draws as good or better"
+
+
 def _interval(values: Results) -> Any:
     """Of a row that carries more than an interval."""
     return stored({**{k: values[k] for k in ("value", "low", "high")}, "n": 0, "n_clusters": 0})
@@ -77,9 +89,22 @@ def generators(results: Results) -> str:
     ]
     gaps = {k: v for k, v in results["differences"].items() if "seen" not in k}
     seen = {k: v for k, v in results["differences"].items() if "seen" in k}
+    counts, n_draws = results["draws"]["at_least_as_good"], results["draws"]["n"]
     differences = table(
         ["difference", *_GENERATOR_METRICS.values()],
-        [[k, *(difference(stored(v.get(name))) for name in names)] for k, v in gaps.items()],
+        [
+            [
+                k,
+                *(
+                    _against(
+                        *(stored(v.get(name)), counts.get(name, 0)),
+                        n_draws if k == "reasoning - random" else 0,
+                    )
+                    for name in names
+                ),
+            ]
+            for k, v in gaps.items()
+        ],
     )
     strangers = table(
         ["seen − unseen authors", ""],
@@ -102,7 +127,7 @@ def finetuned(results: Results) -> str:
     ]
     head = ["regime", "read from", *(metric_name(m) for m in _METRICS)]
     gaps = [
-        [name, *(difference(stored(metrics[m])) for m in _METRICS)]
+        [name, *(_gap_of_arms(results, name, metrics, m) for m in _METRICS)]
         for name, metrics in results["differences"].items()
     ]
     note = (
@@ -116,6 +141,14 @@ def finetuned(results: Results) -> str:
         _moved(results["arms"]),
         note,
     )
+
+
+def _gap_of_arms(results: Results, name: str, metrics: Results, metric: str) -> str:
+    regime, _, pair = name.partition(": ")
+    draws = results["draws"].get(regime) if pair == "reasoning - random" else None
+    if draws is None:
+        return difference(stored(metrics[metric]))
+    return _against(stored(metrics[metric]), draws["at_least_as_good"][metric], draws["n"])
 
 
 def _split(name: str) -> list[str]:

@@ -68,6 +68,7 @@ def cell(
         high=value + 0.03 if has_interval else NAN,
         n=320,
         n_prompts=N_PROMPTS,
+        n_undefined=0,
         at_end=NAN if head == "-" else 0.05,
     )
 
@@ -118,7 +119,8 @@ def contrast(role: str = "exploratory", **changes: object) -> ContrastRow:
         **{"pooling": "last", "head": "logistic", "n_train_prompts": 32},
         **{"metric": "within_auroc", "first": "reasoning", "second": "random"},
         **{"value": 0.004, "low": -0.013, "high": 0.021},
-        **{"n_prompts": N_PROMPTS, "n_draws": N_DRAWS, "rank_p": 0.33, "holm_p": NAN},
+        **{"n_prompts": N_PROMPTS, "n_draws": N_DRAWS, "rank_p": 0.33},
+        **{"p": 0.6, "df": 30.0, "holm_p": NAN},
     )
     return replace(row, **changes)
 
@@ -215,7 +217,7 @@ def removal(
         **{"value": value, "low": value - 0.04, "high": value + 0.04},
         **dict.fromkeys(("difference", "difference_low", "difference_high"), NAN),
         **dict.fromkeys(("minus_random", "minus_random_low", "minus_random_high"), NAN),
-        **{"random_p": NAN, "random_holm_p": NAN, "n": 100},
+        **{"rank_p": NAN, "random_p": NAN, "random_holm_p": NAN, "n": 100},
     )
     return replace(row, **changes)
 
@@ -234,7 +236,13 @@ def toy_facts(task: str = "graded", metric: str = "within_auroc") -> dict[str, o
         **{"n_pairs": 0 if task == "graded" else 160, "n_cut": 12, "n_skipped": 3},
         **{"n_truncated": 0, "n_tokens": 15_872, "reading_s": 94.2, "fitting_s": 61.0},
         **{"width": WIDTH, "n_layers": N_LAYERS, "m": M, "n_draws": N_DRAWS, "n_folds": 5},
-        **{"split_seeds": [0, 1, 2], "pass_at_1": 0.201, "oracle": 0.633, "majority": 0.256},
+        **{
+            "n_split_seeds": 3,
+            "n_unjudged": 0,
+            "pass_at_1": 0.201,
+            "oracle": 0.633,
+            "majority": 0.256,
+        },
         **{"fingerprint": {"config": "ab12", "tokenizer": "cd34"}},
         "settings": {"size": "5%", "widths": ["5%", "64"], "seed": 0},
     }

@@ -19,7 +19,11 @@ the smallest ones hold reasoning is an unproven idea):
 out-of-fold by question: no head has seen the question that it is judged on.
 
 Scores of different heads are put on one scale by the mean and deviation of their training scores.
-Intervals resample questions with all their answers.
+Intervals resample questions with all their answers. They know nothing of chance in the random
+subspaces, which stand for the mean of their draws, so `draws` counts how many do at least as well as
+the reasoning subspace; a claim takes 19 of them.
+
+The audit must be finished: its states are opened, nothing is read.
 """
 
 import argparse
@@ -38,7 +42,8 @@ from retrm.backbone.base import Backbone
 from retrm.backbone.load import load_backbone
 from retrm.data.load import load_table
 from retrm.data.split import prompt_codes, prompt_folds
-from retrm.errors import DataError
+from retrm.errors import DataError, StoreError
+from retrm.features.read import Progress
 from retrm.features.subspace import SubspaceSpec, fit_spectrum
 from retrm.files import write_json
 from retrm.fitting.convex import RowTargets, choose_lambda, fit_linear
@@ -377,10 +382,11 @@ def study(
     found: dict[str, dict[str, PromptStatistic]] = {
         "author": _shared_statistics(author_scores(answers, folds), answers, settings)
     }
-    accuracy = {}
+    accuracy, by_draw = {}, {}
     for name, draws in bases.items():
         started = time.monotonic()
         each = [statistics_of(answers, basis, settings) for basis in draws]
+        by_draw[name] = each
         found[name] = {
             metric: AverageStatistic(tuple(s[metric] for s in each)) for metric in METRICS
         }
@@ -395,7 +401,26 @@ def study(
         },
         "author_accuracy": {**accuracy, "most_frequent": float(n_each.max() / n_each.sum())},
         "differences": _differences(found),
+        "draws": _draws(found, by_draw.get("random", [])),
     }
+
+
+def _draws(
+    found: Mapping[str, Mapping[str, PromptStatistic]],
+    draws: Sequence[Mapping[str, PromptStatistic]],
+) -> dict[str, object]:
+    """How many random subspaces do at least as well as the reasoning one, in each figure."""
+    if "reasoning" not in found:
+        return {"n": 0, "at_least_as_good": {}}
+    counts = {
+        metric: sum(_point(draw[metric]) >= _point(found["reasoning"][metric]) for draw in draws)
+        for metric in METRICS
+    }
+    return {"n": len(draws), "at_least_as_good": counts}
+
+
+def _point(statistic: PromptStatistic) -> float:
+    return float(statistic(np.ones((1, len(statistic.prompts))))[0])
 
 
 def _differences(found: Mapping[str, Mapping[str, PromptStatistic]]) -> dict[str, object]:
@@ -425,17 +450,33 @@ def load_features(data: Path, folder: Path, backbone: Backbone) -> Answers:
 
     Args:
         data: JSON lines of `prepare.py gsm8k-models`, its authors beside it.
-        folder: of `retrm audit` on the same data and model; what it has not read yet is read now.
+        folder: of a finished `retrm audit` on the same data and model.
         backbone: the audited model.
 
     Raises:
-        StoreError: the folder holds a reading with other settings.
+        StoreError: the folder holds no finished audit, or one of other answers or another model.
     """
+    if not (folder / "audit.json").is_file():
+        raise StoreError(f"{folder} holds no finished audit; run retrm audit {data} -o {folder}")
     table = load_table(data)
     generators = json.loads(data.with_name(data.name + ".generators.json").read_text("utf-8"))
-    stored = json.loads((folder / "plan.json").read_text("utf-8"))["plan"]
-    plan = AuditPlan(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
-    reading = read_answers(backbone, table, plan, folder / "reading", overlong="skip")
+    stored = json.loads((folder / "plan.json").read_text("utf-8"))
+
+    def refuse(progress: Progress) -> None:
+        # After the first batch: a shard is written only when many have come together.
+        raise StoreError(
+            f"{folder} lacks the states of some of the {len(table)} answers in {data}; expected the "
+            f"audit of just these. Run retrm audit {data} -o FOLDER in a folder of its own"
+        )
+
+    reading = read_answers(
+        backbone,
+        table,
+        AuditPlan.from_dict(stored["plan"]),
+        folder / "reading",
+        overlong=stored["overlong"],
+        on_progress=refuse,
+    )
     table = table.take(reading.rows.tolist())
     return Answers(
         reading.states(reading.layers[-1], "last").numpy(),
@@ -465,6 +506,10 @@ def print_figures(result: Mapping[str, object]) -> None:
         cells = [f"{metrics[m]['value']:.3f}" if m in metrics else "-" for m in METRICS]
         cells.append(f"{named[name]:.3f}" if name in named else "-")
         print(f"{name:10}" + "".join(f"{cell:>18}" for cell in cells))
+    draws = result["draws"]
+    if draws["n"]:
+        counts = ", ".join(f"{metric} {n}" for metric, n in draws["at_least_as_good"].items())
+        print(f"of {draws['n']} random subspaces do at least as well as reasoning: {counts}")
     print(f"the most frequent author has {named['most_frequent']:.3f} of the answers")
 
 
@@ -477,7 +522,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--model", default="smollm2-135m", help="default: %(default)s")
     parser.add_argument("--size", default="5%", help="of the subspaces; default: %(default)s")
-    parser.add_argument("--draws", type=int, default=5, help="random ones; default: %(default)s")
+    parser.add_argument("--draws", type=int, default=19, help="random ones; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, required=True)
     return parser.parse_args()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from audit_planted import N_ANSWERS, WIDTH, M, planted, tiny_plan
+from scipy import stats
 
 from retrm.audit.directions import Directions, FeatureSet
 from retrm.audit.measure import Measure, Setting, corrected
@@ -13,6 +14,8 @@ from retrm.audit.probes import Probe, ridge_probes
 from retrm.audit.supervision import Supervision
 from retrm.audit.tables import AuditTables, ContrastRow
 from retrm.metrics import (
+    AverageStatistic,
+    DifferenceStatistic,
     auroc,
     best_of_n,
     brier,
@@ -238,7 +241,8 @@ def test_a_probe_minus_itself_is_exactly_0_with_zero_width(made, folds):
 
     for row in measure.contrasts("exploratory", one, [one], is_random=False):
         assert (row.value, row.low, row.high) == (0, 0, 0)
-        assert row.holm_p == 1  # before correction
+        assert row.p == 1
+        assert math.isnan(row.holm_p)  # not corrected yet
 
 
 def test_a_contrast_is_first_minus_the_mean_of_the_draws(made, folds):
@@ -306,17 +310,40 @@ def test_only_the_metric_of_record_is_primary_and_economy_is_asked_of_both(made,
 
     def roles(asked):
         rows = measure.contrasts(asked, first, [second], is_random=False)
-        return {row.metric: (row.role, math.isnan(row.holm_p)) for row in rows}
+        return {row.metric: row.role for row in rows}
 
     assert roles("primary") == {
-        "within_auroc": ("primary", True),
-        "best_of_n": ("exploratory", False),
+        "within_auroc": "primary",
+        "best_of_n": "exploratory",
     }
-    assert roles("economy") == {"within_auroc": ("economy", True), "best_of_n": ("economy", True)}
-    assert roles("exploratory") == {
-        "within_auroc": ("exploratory", False),
-        "best_of_n": ("exploratory", False),
-    }
+    assert set(roles("economy").values()) == {"economy"}
+    assert set(roles("exploratory").values()) == {"exploratory"}
+
+
+def test_p_of_a_contrast_knows_prompts_and_draws_by_welch(made, folds):
+    s = made.supervision
+    measure = measure_of(s)
+    first = measure.take([probe(noise(s.n, 0) + s.labels)], SETTING, [folds])
+    draws = [
+        measure.take([probe(noise(s.n, 1 + k), "random", draw=k)], SETTING, [folds])
+        for k in range(4)
+    ]
+    row = measure.contrasts("exploratory", first, draws, is_random=True)[0]
+    points = [within_prompt_auroc(d.probe.scores, s.labels, s.prompt_ids).mean for d in draws]
+    ours = within_prompt_auroc(first.probe.scores, s.labels, s.prompt_ids).mean
+    mean = AverageStatistic(tuple(d.statistics["within_auroc"] for d in draws))
+    resampled = measure.resamples.values(
+        DifferenceStatistic(first.statistics["within_auroc"], mean)
+    )
+    # one more draw minus the mean of four: sd x sqrt(1 + 1/4), known with 3 degrees of freedom
+    spread = np.std(points, ddof=1) * math.sqrt(1.25)
+    boot = resampled.std(ddof=1)
+    df = (boot**2 + spread**2) ** 2 / (spread**4 / 3)
+    t = (ours - np.mean(points)) / math.hypot(boot, spread)
+
+    assert row.df == pytest.approx(df)
+    assert row.p == pytest.approx(2 * stats.t.sf(abs(t), df))
+    assert measure.contrasts("exploratory", first, draws, is_random=False)[0].df == math.inf
 
 
 def test_a_contrast_without_draws_has_no_rank(made, folds):
@@ -332,7 +359,7 @@ def test_a_contrast_without_draws_has_no_rank(made, folds):
 
 def a_contrast(metric, p, role="exploratory"):
     blank = dict.fromkeys(AuditTables.columns("contrasts"), 0)
-    return ContrastRow(**{**blank, "role": role, "metric": metric, "holm_p": p})
+    return ContrastRow(**{**blank, "role": role, "metric": metric, "p": p, "holm_p": math.nan})
 
 
 def test_holms_family_is_the_exploratory_contrasts_of_one_metric():
@@ -341,14 +368,14 @@ def test_holms_family_is_the_exploratory_contrasts_of_one_metric():
         a_contrast("within_auroc", 0.04),
         a_contrast("within_auroc", 0.03),
         a_contrast("best_of_n", 0.04),
-        a_contrast("within_auroc", math.nan, "primary"),
-        a_contrast("best_of_n", math.nan, "economy"),
+        a_contrast("within_auroc", 0.001, "primary"),
+        a_contrast("best_of_n", 0.001, "economy"),
     ]
     found = [row.holm_p for row in corrected(rows)]
 
     # .01 x 3, then .03 x 2, then max(.06, .04 x 1); best_of_n has a family of one.
     assert found[:4] == pytest.approx([0.03, 0.06, 0.06, 0.04])
-    assert math.isnan(found[4])
+    assert math.isnan(found[4])  # fixed before looking: not corrected, whatever its p
     assert math.isnan(found[5])
     assert [row.metric for row in corrected(rows)] == [row.metric for row in rows]
 

@@ -64,7 +64,13 @@ def test_a_plan_survives_json():
         ({"n_split_seeds": 0}, "n_split_seeds=0; expected 1"),
         ({"n_learning_repeats": 0}, "n_learning_repeats=0; expected 1"),
         ({"n_band_steps": 1}, "n_band_steps=1; expected 2"),
-        ({"seed": -1}, "seed=-1; expected an integer from 0"),
+        ({"seed": -1}, "seed=-1; expected 0 or more"),
+        ({"seed": 2**31}, "expected an integer from 0 to"),
+        ({"n_folds": 5.0}, "n_folds=5.0; expected a whole number"),
+        ({"n_draws": True}, "n_draws=True; expected a whole number"),
+        ({"size": 5}, "size=5; expected text"),
+        ({"widths": "16"}, "widths='16'; expected a list of texts"),
+        ({"widths": (16,)}, "expected a list of texts"),
         ({"poolings": ("last", "men")}, "Did you mean 'mean'"),
         ({"poolings": ("last", "mean", "last")}, "a pooling is named twice: last, mean, last"),
         ({"poolings": ("mean",)}, "got poolings mean; expected `last` among them"),
@@ -97,3 +103,18 @@ def test_every_recipe_counts_the_end_token_as_the_backbone_does():
     plan = AuditPlan(poolings=("last", "mean", "max", "gate"))
 
     assert not any(recipe.counts_end for recipe in recipes_of(plan, 64, counts_end=False).values())
+
+
+def test_a_plan_survives_json_and_refuses_unknown_keys():
+    plan = AuditPlan(widths=("8", "5%"), seed=3)
+
+    assert AuditPlan.from_dict(plan.as_dict()) == plan
+    with pytest.raises(RecipeError, match=r"unknown plan key 'n_drawz'.*n_draws"):
+        AuditPlan.from_dict({"n_drawz": 3})
+
+
+def test_another_seed_draws_other_subspaces_and_none_twice():
+    seeds = {AuditPlan(seed=s).draw_seed(draw) for s in (0, 1, 2) for draw in range(99)}
+
+    assert len(seeds) == 3 * 99
+    assert AuditPlan(seed=0).draw_seed(7) == 7

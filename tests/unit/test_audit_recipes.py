@@ -13,16 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model, tiny_tokenizer
 
+from retrm.audit.plan import AuditPlan
+from retrm.audit.reading import read_answers
 from retrm.backbone.base import Fingerprint
+from retrm.backbone.fake import FakeBackbone
 from retrm.backbone.render import ChatRenderer
 from retrm.backbone.states import TransformersBackbone
 from retrm.data.load import load_table
 from retrm.data.read import Record
-from retrm.errors import DataError
+from retrm.errors import DataError, StoreError
 from retrm.features.read import read, render_all
 from retrm.features.recipe import Recipe
-from retrm.metrics import clustered_bootstrap, within_prompt_auroc
-from retrm.records import Answer
+from retrm.metrics import clustered_bootstrap, mean_statistic, within_prompt_auroc
+from retrm.records import Answer, AnswerTable
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "audit"
 
@@ -36,7 +39,9 @@ def script(name: str):
     return module
 
 
-prepare, generators, finetuned = (script(n) for n in ("prepare", "generators", "finetuned"))
+prepare, generators, finetuned, gates = (
+    script(n) for n in ("prepare", "generators", "finetuned", "gates")
+)
 
 
 # ------------------------------------------------------------------------------- prepare: replies
@@ -360,6 +365,51 @@ def test_the_score_of_an_author_comes_from_other_questions():
     assert generators.author_scores(answers, np.array([0, 0, 1, 1])).tolist() == [0, 1, 1, 0]
 
 
+def test_the_random_subspaces_that_do_as_well_are_counted_in_each_figure():
+    def figures(value):
+        return dict.fromkeys(generators.METRICS, mean_statistic([value, value], ["a", "b"]))
+
+    draws = [figures(0.5), figures(0.6), figures(0.7)]
+    counted = generators._draws({"reasoning": figures(0.6)}, draws)
+
+    # .6 itself and .7
+    assert counted == {"n": 3, "at_least_as_good": dict.fromkeys(generators.METRICS, 2)}
+
+
+def audited(folder: Path, backbone, table):
+    """What the study needs of an audit of `table`."""
+    plan = AuditPlan(poolings=("last",), layers="last2")
+    read_answers(backbone, table, plan, folder / "reading", overlong="skip")
+    header = {"plan": plan.as_dict(), "overlong": "skip"}
+    (folder / "plan.json").write_text(json.dumps(header))
+    (folder / "audit.json").write_text("{}")
+
+
+def test_states_are_opened_from_a_finished_audit_and_never_read(tmp_path):
+    rows = [
+        {"prompt": f"{q}?", "responses": ["yes", "no"], "correct": [True, False]} for q in range(3)
+    ]
+    data, backbone = tmp_path / "data.jsonl", FakeBackbone()
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "data.jsonl.generators.json").write_text(json.dumps(["m", "n"] * 3))
+    folder = tmp_path / "audit"
+
+    with pytest.raises(StoreError, match="holds no finished audit; run retrm audit"):
+        generators.load_features(data, folder, backbone)
+    assert not folder.exists()
+
+    audited(folder, backbone, load_table(data))
+    found = generators.load_features(data, folder, backbone)
+    assert found.features.shape == (6, backbone.width)
+    assert found.generators == ["m", "n"] * 3
+
+    before = sorted(path.name for path in (folder / "reading").iterdir())
+    data.write_text(data.read_text() + json.dumps({**rows[0], "prompt": "new?"}) + "\n")
+    with pytest.raises(StoreError, match="lacks the states of some of the 8 answers"):
+        generators.load_features(data, folder, backbone)
+    assert sorted(path.name for path in (folder / "reading").iterdir()) == before
+
+
 def test_rows_that_do_not_match_and_a_single_group_are_refused():
     x = np.zeros((2, 1), np.float32)
     with pytest.raises(DataError, match="2 features, 2 labels, 2 prompt_ids, 1 generators"):
@@ -447,6 +497,29 @@ def test_only_comparisons_of_what_is_there_are_made():
     }
 
 
+def test_random_arms_that_do_as_well_are_counted_in_each_regime():
+    table = AnswerTable(tuple(Answer.of("p", f"{i}") for i in range(4)), np.array([1.0, 1, 0, 0]))
+    data = finetuned.Data(table, (), (), (0, 1, 2, 3))
+    result = {"training_s": 0.0, "first_loss": None, "last_loss": None, "shares": {}}
+    # Right x wrong pairs won, of 4: reasoning 2, random 4, 2 and 0.
+    scores = {
+        ("reasoning", 0): [1.0, 4, 3, 2],
+        ("random", 0): [3.0, 4, 2, 1],
+        ("random", 1): [1.0, 4, 3, 2],
+        ("random", 2): [1.0, 2, 3, 4],
+    }
+    done = {
+        finetuned.Arm("frozen", kind, draw): {**result, "scores": found}
+        for (kind, draw), found in scores.items()
+    }
+    made = finetuned.summarise(done, data)
+
+    # Best of four: reasoning right; random right, right, wrong.
+    counts = {"within_auroc": 2, "best_of_n": 2}
+    assert made["draws"] == {"frozen": {"n": 3, "at_least_as_good": counts}}
+    assert made["figures"]["frozen random"]["within_auroc"]["value"] == 0.5
+
+
 def test_an_arm_of_other_settings_is_not_taken_over(tmp_path):
     arm = finetuned.Arm("tuned", "random", 1)
     (tmp_path / "tuned.random.1.json").write_text(
@@ -457,3 +530,24 @@ def test_an_arm_of_other_settings_is_not_taken_over(tmp_path):
     assert finetuned.kept(tmp_path, arm, trial(seed=1)) is None
     assert arm in finetuned.arms_of(trial())
     assert len(finetuned.arms_of(trial())) == 15  # 3 regimes x (3 kinds + 2 random draws)
+
+
+# ---------------------------------------------------------------------------------------- gates
+
+
+def test_random_gates_stand_for_their_mean_and_those_that_do_as_well_are_counted():
+    labels, ids = np.array([1.0, 0, 1, 0]), np.array(list("aabb"), dtype=object)
+    right, half, wrong = (np.array(x) for x in ([1.0, 0, 1, 0], [1.0, 0, 0, 1], [0.0, 1, 0, 1]))
+    scores = dict.fromkeys(("elhsr", "retrm", "last_token"), right)
+    scores |= {"retrm_elhsr": half, "random_elhsr@0": right, "random_elhsr@1": wrong}
+    rows = {
+        (row["second"], row["metric"]): row
+        for row in gates.differences(scores, labels, ids)
+        if row["first"] == "retrm_elhsr"
+    }
+    random, full = rows["random_elhsr", "within_auroc"], rows["elhsr", "within_auroc"]
+
+    # .5 minus the mean of 1 and 0; one of the two does as well. .5 minus 1.
+    assert (random["value"], random["n_draws"], random["n_at_least_as_good"]) == (0.0, 2, 1)
+    assert (full["value"], full["n_draws"], full["n_at_least_as_good"]) == (-0.5, 0, 0)
+    assert [m.name for m in gates.methods(2)][-2:] == ["random_elhsr@0", "random_elhsr@1"]

@@ -16,6 +16,7 @@ from audit_toy import M, contrast, removal, toy_facts
 
 from retrm.audit.intervene import InterventionPlan
 from retrm.audit.plan import AuditPlan
+from retrm.audit.rules import claim_of
 from retrm.audit.tables import AuditTables, CellRow, Verdict
 from retrm.cli.main import app
 
@@ -29,7 +30,10 @@ def scripts():
     """The scripts as modules; they are no part of the package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(DOCS))
-        names = ("tables_in_pages", "audit_blocks", "study_blocks", "make_audit_results")
+        names = (
+            *("tables_in_pages", "measurements", "audit_blocks", "intervention_blocks"),
+            *("study_blocks", "make_audit_results"),
+        )
         yield {name: importlib.import_module(name) for name in names}
 
 
@@ -173,8 +177,8 @@ def test_the_primary_table_repeats_the_figures_of_the_files(scripts, results, au
     )
 
     # Planted there, but nine draws are too few for a claim: rank p = (1 + 0) / (1 + 9).
-    assert tables.verdicts[0].answer == "within the spread of random"
-    assert f"| **{figure(primary)}** | .100 | within the spread of random |" in rows[1]
+    assert tables.verdicts[0].answer == "too few draws"
+    assert f"| **{figure(primary)}** | .100 | too few draws |" in rows[1]
     assert figure(reasoning) in rows[0]
     assert "toy.gguf" in rows[0]
     assert "folder" not in rows[0]
@@ -196,20 +200,18 @@ def test_the_summary_counts_verdicts_and_gives_each_audit_a_sentence(scripts, re
     summary = scripts["make_audit_results"].blocks(results)["audit-summary"]
 
     assert summary.startswith("- Of 2 measured: reasoning minus random subspaces")
-    assert "*within the spread of random* 1" in summary
-    assert "- `demo` (own answers, demo questions, toy.gguf): **within the spread" in summary
+    assert "*too few draws* 1" in summary
+    assert "- `demo` (own answers, demo questions, toy.gguf): **too few draws**" in summary
     # rank p of .1 = (1 + 0) / (1 + 9): no draw does as well
     assert "0 of 9 random subspaces do as well or better" in summary
 
 
-def test_a_claim_needs_the_interval_and_the_corrected_p(scripts):
-    claim = scripts["audit_blocks"].claim
-
-    assert claim(contrast(low=0.01, high=0.03, holm_p=0.04)) == 1
-    assert claim(contrast(low=-0.03, high=-0.01, holm_p=0.04)) == -1
-    assert claim(contrast(low=0.01, high=0.03, holm_p=0.06)) == 0
-    assert claim(contrast(low=-0.01, high=0.03, holm_p=0.04)) == 0
-    assert claim(contrast(low=0.01, high=0.03, holm_p=NAN)) == 0
+def test_a_claim_needs_the_interval_and_the_corrected_p():
+    assert claim_of(contrast(low=0.01, high=0.03, holm_p=0.04)) == 1
+    assert claim_of(contrast(low=-0.03, high=-0.01, holm_p=0.04)) == -1
+    assert claim_of(contrast(low=0.01, high=0.03, holm_p=0.06)) == 0
+    assert claim_of(contrast(low=-0.01, high=0.03, holm_p=0.04)) == 0
+    assert claim_of(contrast(low=0.01, high=0.03, holm_p=NAN)) == 0
 
 
 def test_layers_are_counted_in_both_directions(scripts, tmp_path):
@@ -222,10 +224,10 @@ def test_layers_are_counted_in_both_directions(scripts, tmp_path):
         **{"sweep": "layer", "features": "full", "matrix": "-", "m": 64, "draw": 0, "offset": -1},
         **{"layer": 1, "pooling": "last", "head": "ridge", "scaling": "standardised"},
         **{"n_train_prompts": 32, "metric": "within_auroc", "value": 0.7, "low": 0.6, "high": 0.8},
-        **{"n": 320, "n_prompts": 40, "at_end": 0.0},
+        **{"n": 320, "n_prompts": 40, "n_undefined": 0, "at_end": 0.0},
     )
     tables = AuditTables(facts=toy_facts(), contrasts=rows, cells=[full, replace(full, layer=2)])
-    found = scripts["audit_blocks"].Measurement("demo", "toy", "", tables, tmp_path)
+    found = scripts["measurements"].Measurement("demo", "toy", "", tables, tmp_path)
 
     (row,) = scripts["audit_blocks"]._layer_rows(found)
 
@@ -282,9 +284,9 @@ def test_an_intervention_stands_beside_random_ones_of_its_width_and_of_its_energ
         *(effect("random_energy", draw, -0.2, m=3 * M) for draw in range(3)),
     ]
     tables = AuditTables(facts=toy_facts(), interventions=rows)
-    found = scripts["audit_blocks"].Measurement("demo", "toy", "", tables, tmp_path)
+    found = scripts["measurements"].Measurement("demo", "toy", "", tables, tmp_path)
 
-    block = scripts["audit_blocks"].interventions([found], "unused")
+    block = scripts["intervention_blocks"].interventions([found], "unused")
 
     assert "| removed at | what | directions | log-probability (nats a token) |" in block
     lines = [line.split(" | ")[1:] for line in block.splitlines() if line.startswith("| last")]
@@ -310,7 +312,7 @@ def test_a_verdict_goes_with_the_contrast_it_was_made_of(scripts, tmp_path):
         contrasts=rows,
         verdicts=[Verdict(q, a, "", True) for q, a in answers],
     )
-    found = scripts["audit_blocks"].Measurement("demo", "toy", "", tables, tmp_path)
+    found = scripts["measurements"].Measurement("demo", "toy", "", tables, tmp_path)
 
     assert found.role("economy", "within_auroc")[1] == "undecided"
     assert found.role("economy", "best_of_n") == (rows[2], "worse than full")
@@ -331,12 +333,16 @@ def test_gates_show_accuracy_and_cost_side_by_side(scripts):
     cost = {"n_features": 899, "bytes_per_token": 1798, "is_pooled": False, "fit_s_per_fold": 3.21}
     head = {"name": "retrm_elhsr", "within_auroc": numbers(0.7), "best_of_n": numbers(0.4)}
     oracle = {"name": "oracle", "within_auroc": None, "best_of_n": numbers(0.8)}
-    gap = {"first": "retrm_elhsr", "second": "elhsr", "metric": "within_auroc"}
+    gap = {"first": "retrm_elhsr", "metric": "within_auroc", **numbers(-0.05)}
+    gaps = [
+        {**gap, "second": "elhsr", "n_draws": 0, "n_at_least_as_good": 0},
+        {**gap, "second": "random_elhsr", "n_draws": 3, "n_at_least_as_good": 3},
+    ]
     block = scripts["study_blocks"].gates(
         {
             **{"n_candidates": 8, "n_prompts": 10, "n_mixed": 9, "n_answers": 80, "folds": 3},
             **{"model": "toy", "reading_s": 12.0, "heads": {"retrm_elhsr": cost}},
-            **{"rows": [head, oracle], "differences": [{**gap, **numbers(-0.05)}]},
+            **{"rows": [head, oracle], "differences": gaps},
         }
     )
 
@@ -345,6 +351,32 @@ def test_gates_show_accuracy_and_cost_side_by_side(scripts):
     ) in block
     assert "| oracle | – | .800 [.780, .820] | – | – | – |" in block
     assert ("| `retrm_elhsr` − `elhsr` | within-prompt AUROC | **-.050 [-.070, -.030]** |") in block
+    # Three draws cannot make a claim, whatever the interval.
+    assert (
+        "| `retrm_elhsr` − `random_elhsr` | within-prompt AUROC | -.050 [-.070, -.030], 3 of 3 draws "
+        "as good or better |"
+    ) in block
+
+
+@pytest.mark.parametrize(
+    ("value", "n_better", "n_draws", "is_bold"),
+    [
+        (0.05, 0, 19, True),  # rank p 1 / 20
+        (0.05, 1, 19, False),
+        (0.05, 0, 18, False),
+        (-0.05, 19, 19, True),
+        (-0.05, 18, 19, False),
+        (0.01, 0, 19, False),  # the interval holds 0
+    ],
+)
+def test_a_difference_from_random_draws_is_bold_only_where_the_rank_allows_it(
+    scripts, value, n_better, n_draws, is_bold
+):
+    found = scripts["tables_in_pages"].stored(numbers(value))
+    shown = scripts["study_blocks"]._against(found, n_better, n_draws)
+
+    assert shown.startswith("**") == is_bold
+    assert shown.endswith(f"{n_better} of {n_draws} draws as good or better")
 
 
 def test_generators_show_five_figures_and_what_the_author_alone_gives(scripts):
@@ -361,6 +393,7 @@ def test_generators_show_five_figures_and_what_the_author_alone_gives(scripts):
                 "reasoning - random": {name: numbers(0.0) for name in names + more},
                 "full: seen - unseen": numbers(0.04),
             },
+            "draws": {"n": 19, "at_least_as_good": dict.fromkeys(names + more, 7)},
         }
     )
 
@@ -368,6 +401,7 @@ def test_generators_show_five_figures_and_what_the_author_alone_gives(scripts):
         "| author | .600 [.580, .620] | .600 [.580, .620] | .600 [.580, .620] | – | – | – |"
         in block
     )
+    assert "| reasoning - random | .000 [-.020, .020], 7 of 19 draws as good or better |" in block
     assert "| full | **.040 [.020, .060]** |" in block
     assert "The most frequent author has .120 of the answers." in block
 
@@ -382,13 +416,21 @@ def test_the_fine_tuned_regime_shows_where_the_reward_went(scripts):
             "settings": {"model": "toy", "train_prompts": 4, "test_prompts": 5, "n_draws": 2},
             **{"pass_at_1": 0.3, "oracle": 0.9},
             "figures": {"solved reasoning": both, "tuned reasoning": both},
-            "differences": {"reasoning: tuned - solved": gap},
+            "differences": {
+                "reasoning: tuned - solved": gap,
+                "tuned: reasoning - random": {**gap, "best_of_n": numbers(0.1)},
+            },
+            "draws": {"tuned": {"n": 2, "at_least_as_good": {"within_auroc": 1, "best_of_n": 0}}},
             "arms": {"tuned.random.1": {"shares": shares}, "solved.full.0": {"shares": shares}},
         }
     )
 
     assert "| LoRA | reasoning | .600 [.580, .620] | .400 [.380, .420] |" in block
     assert "| reasoning: tuned - solved | .000 [-.020, .020] | **.100 [.080, .120]** |" in block
+    assert (
+        "| tuned: reasoning - random | .000 [-.020, .020], 1 of 2 draws as good or better | .100 "
+        "[.080, .120], 0 of 2 draws as good or better |"
+    ) in block
     assert "| random, draw 1 | .300 | .300 | .400 | .400 | .500 | .500 | .500 | .050 |" in block
     assert "solved.full" not in block
 
@@ -417,13 +459,30 @@ def test_settings_that_pages_show_are_taken_by_the_audit(page):
         InterventionPlan(**tuples.get("interventions", {}))
 
 
+def test_the_settings_on_the_how_to_page_are_the_defaults_it_says_they_are():
+    shown = {}
+    for settings in toml_blocks(DOCS / "how-to" / "audit.md"):
+        shown |= settings
+    plain = json.loads(json.dumps({"plan": AuditPlan().as_dict()}))
+    plain["interventions"] = json.loads(json.dumps(vars(InterventionPlan())))
+
+    assert shown == plain
+
+
+def test_the_recipe_page_shows_its_settings_file():
+    (shown,) = toml_blocks(ROOT / "recipes/audit/README.md")
+
+    assert shown == tomllib.loads((ROOT / "recipes/audit/interventions.toml").read_text("utf-8"))
+
+
 def test_the_how_to_names_every_setting_verdict_and_file():
     text = (DOCS / "how-to" / "audit.md").read_text("utf-8")
     names = [
         *AuditPlan().as_dict(),
         *vars(InterventionPlan()),
         *("helps", "hurts", "no better than random", "undecided", "within margin"),
-        *("worse than full", "no evidence", "leaks"),
+        *("worse than full", "no evidence", "leaks", "too few draws", "not length alone"),
+        *("within the spread of random", "may read length only", "better than scalars alone"),
         *("audit.html", "audit.json", "cells", "contrasts", "interventions", "answers"),
     ]
 

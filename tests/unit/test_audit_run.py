@@ -2,19 +2,35 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from audit_answers import PLAN, Stop, graded
 from audit_planted import answers_to, contrast, plain_rows, planted, tiny_plan
+from removals import talking
 
+import retrm
 from retrm.audit.directions import FeatureSet
+from retrm.audit.grid import Grid
+from retrm.audit.intervene import InterventionPlan
 from retrm.audit.measure import Setting
-from retrm.audit.run import audit
+from retrm.audit.reading import read_answers
+from retrm.audit.run import audit, intervene_on, intervention_stage
+from retrm.audit.supervision import Supervision
 from retrm.audit.tables import ROW_TYPES, AuditTables
 from retrm.backbone.fake import FakeBackbone
-from retrm.errors import DataError, LabelError, OverlongError, StoreError
-from retrm.records import Answer, AnswerTable, Pair
+from retrm.errors import (
+    BackboneError,
+    DataError,
+    LabelError,
+    OutputError,
+    OverlongError,
+    RecipeError,
+    StoreError,
+)
+from retrm.records import Answer, Pair
 
 # ---------------------------------------------------------------- the audit itself, checked
 
@@ -99,43 +115,13 @@ def test_all_stages_together_keep_their_rows_and_correct_over_all_of_them():
 
     assert len(together.cells) == sum(len(tables.cells) for tables in alone)
     # Holm's smallest p-value is the smallest of all x the number of claims in that metric.
-    raw = [
-        row.holm_p for tables in alone for row in tables.contrasts if row.metric == "within_auroc"
-    ]
+    raw = [row.p for tables in alone for row in tables.contrasts if row.metric == "within_auroc"]
     corrected = [row.holm_p for row in together.contrasts if row.metric == "within_auroc"]
     assert len(corrected) == len(raw)
     assert min(corrected) == pytest.approx(min(1, min(raw) * len(raw)))
 
 
 # -------------------------------------------------------------------- from answers to files
-
-# Every pooling and stage, but as few draws, repeats and folds as there can be.
-PLAN = tiny_plan(
-    size="4",
-    widths=("4",),
-    poolings=("last", "mean", "max"),
-    n_primary_draws=2,
-    n_draws=2,
-    n_layer_draws=1,
-    n_folds=2,
-    n_learning_repeats=1,
-    n_band_steps=2,
-)
-
-
-def graded(n_prompts=18, n_answers=4):
-    rng = np.random.default_rng(0)
-    answers = tuple(
-        replace(
-            Answer.of(f"question number {p}", "answer, " + "ab" * int(rng.integers(1, 9)) + str(k)),
-            finished=bool(rng.random() < 0.9),
-            key=str(rng.integers(3)),
-        )
-        for p in range(n_prompts)
-        for k in range(n_answers)
-    )
-    labels = np.array([(p + k + (k == 3)) % 2 for p in range(n_prompts) for k in range(n_answers)])
-    return AnswerTable(answers, labels.astype(float), counts={"read": len(answers)})
 
 
 def preferred():
@@ -212,18 +198,13 @@ def test_a_second_call_reads_nothing_and_gives_the_same_tables(done, backbone):
     again = audit(graded(), backbone, PLAN, folder, data="toy", on_reading=never)
 
     assert plain_rows(again) == plain_rows(tables)
-    timeless = set(tables.facts) - {"fitting_s", "reading_s"}
-    assert {k: again.facts[k] for k in timeless} == {k: tables.facts[k] for k in timeless}
+    assert again.facts == tables.facts  # seconds too: they are those of the work, whenever it was
 
 
 def test_a_fresh_audit_with_the_same_seed_is_the_same_to_the_last_bit(done, backbone, tmp_path):
     again = audit(graded(), FakeBackbone(), PLAN, tmp_path / "b", data="toy")
 
     assert plain_rows(again) == plain_rows(done[0])
-
-
-class Stop(Exception):
-    pass
 
 
 def test_an_audit_killed_in_the_reading_and_between_stages_goes_on_to_the_same_tables(
@@ -252,6 +233,68 @@ def test_an_audit_killed_in_the_reading_and_between_stages_goes_on_to_the_same_t
     tables = audit(graded(), backbone, PLAN, folder, data="toy", on_reading=never)
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     assert plain_rows(tables) == plain_rows(done[0])
+    assert tables.facts["n_tokens"] == done[0].facts["n_tokens"]
+    assert tables.facts["reading_s"] > 0
+
+
+def test_tokens_are_those_of_the_answers_and_of_each_prompt_once(done, backbone):
+    answers = graded().answers
+    rendered = [backbone.renderer.render(answer) for answer in answers]
+    prompts = {a.prompt_id: item.start for a, item in zip(answers, rendered, strict=True)}
+    responses = sum(item.stop - item.start for item in rendered)
+
+    assert done[0].facts["n_tokens"] == sum(prompts.values()) + responses
+
+
+def test_seconds_of_a_reading_that_was_made_elsewhere_are_not_known(
+    backbone, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Grid, "stages", lambda self: {})
+    plan = replace(PLAN, poolings=("last",))
+    read_answers(backbone, graded(), plan, tmp_path / "a" / "reading")
+    facts = audit(graded(), backbone, plan, tmp_path / "a", on_reading=never).facts
+
+    assert facts["reading_s"] is None
+    assert facts["n_tokens"] > 0
+
+
+def test_seconds_of_a_killed_reading_are_kept_until_the_reading_is_deleted(
+    backbone, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("retrm.store.shards.SHARD_BYTES", 1)
+    folder, plan = tmp_path / "a", replace(PLAN, poolings=("last",))
+
+    def kill(*_):
+        raise Stop
+
+    def kill_later(progress):
+        if progress.answers_done > 30:
+            raise Stop
+
+    with pytest.raises(Stop):
+        audit(graded(), backbone, plan, folder, on_reading=kill_later)
+    account = json.loads((folder / "reading.json").read_text())
+    assert account["n_shards"] == len(list(folder.glob("reading/shard-*")))
+    (folder / "reading.json").write_text(json.dumps({**account, "reading_s": 1000.0}))
+    with pytest.raises(Stop):
+        audit(graded(), backbone, plan, folder, on_stage=kill)
+    assert 1000 < json.loads((folder / "reading.json").read_text())["reading_s"] < 1100
+
+    shutil.rmtree(folder / "reading")
+    with pytest.raises(Stop):
+        audit(graded(), backbone, plan, folder, on_stage=kill)
+    assert json.loads((folder / "reading.json").read_text())["reading_s"] < 100
+
+
+def test_fitting_seconds_are_those_of_the_stages(done):
+    tables, folder = done
+    stages = [json.loads(path.read_text()) for path in folder.glob("stages/*/audit.json")]
+    seconds = [stage["facts"]["stage_s"] for stage in stages]
+
+    assert tables.facts["fitting_s"] == pytest.approx(sum(seconds))
+    assert min(seconds) > 0
+    assert "stage_s" not in tables.facts
+    assert "interventions_s" not in tables.facts
 
 
 def test_a_stage_that_was_killed_in_the_middle_is_made_again(done, backbone, tmp_path, monkeypatch):
@@ -327,6 +370,78 @@ def test_the_folder_of_another_audit_is_refused_before_the_model_works(done, cha
         audit(table, backbone, plan, folder, on_reading=never, **options)
 
 
+def test_figures_of_another_version_are_refused_and_what_to_delete_is_said(
+    backbone, tmp_path, monkeypatch
+):
+    folder, plan = tmp_path / "a", replace(PLAN, poolings=("last",))
+
+    def run(**options):
+        def kill(name, n_done, n_total):
+            if name == "controls":
+                raise Stop
+
+        with pytest.raises(Stop):
+            audit(graded(), backbone, plan, folder, on_stage=kill, **options)
+        return plain_rows(AuditTables.load(folder / "stages" / "primary"))
+
+    first = run()
+    monkeypatch.setattr("retrm.audit.run.STAGE_VERSION", 99)
+    kept = sorted(folder.rglob("*"))
+    with pytest.raises(StoreError, match=r"stages 99\), would make otherwise. Nothing was deleted"):
+        audit(graded(), backbone, plan, folder, on_reading=never)
+    assert sorted(folder.rglob("*")) == kept
+
+    shutil.rmtree(folder / "stages")
+    (folder / "plan.json").unlink()
+    assert run(on_reading=never) == first
+    stored = json.loads((folder / "plan.json").read_text())
+    assert (stored["stage_version"], stored["retrm"]) == (99, retrm.__version__)
+
+
+def test_stages_of_nobody_knows_which_audit_are_refused(done, backbone, tmp_path):
+    shutil.copytree(done[1], tmp_path / "a")
+    (tmp_path / "a" / "plan.json").unlink()
+    with pytest.raises(StoreError, match=r"finished stages, but no plan\.json"):
+        audit(graded(), backbone, PLAN, tmp_path / "a", on_reading=never)
+
+
+def test_a_refused_run_leaves_the_folder_to_the_next(backbone, tmp_path):
+    table = graded()
+    long = replace(table.answers[0], response="x" * 5000)
+    table = replace(table, answers=(long, *table.answers[1:]))
+    plan, folder = replace(PLAN, poolings=("last",)), tmp_path / "a"
+
+    def kill(*_):
+        raise Stop
+
+    with pytest.raises(OverlongError):
+        audit(table, backbone, plan, folder)
+    with pytest.raises(RecipeError, match="layer 99"):
+        audit(table, backbone, replace(plan, layers="99"), folder, overlong="skip")
+    assert not folder.exists()
+    with pytest.raises(Stop):  # stopped before anything was made
+        audit(graded(), backbone, plan, folder, on_reading=kill)
+    with pytest.raises(Stop):
+        audit(table, backbone, plan, folder, overlong="skip", on_stage=kill)
+    with pytest.raises(StoreError, match="another plan"):
+        audit(table, backbone, replace(plan, seed=1), folder, overlong="skip", on_reading=never)
+
+
+def test_answers_that_fit_decide_whether_the_data_can_be_audited(backbone, tmp_path):
+    table = graded()
+    # Of 18 prompts 15 have over-long answers only: three are too few for 2 folds of 2 inner ones.
+    answers = [
+        replace(a, response="x" * 5000) if i < 15 * 4 else a for i, a in enumerate(table.answers)
+    ]
+    short = replace(table, answers=tuple(answers))
+    with pytest.raises(DataError, match=r"1 prompt\(s\) for 2 folds"):
+        audit(short, backbone, PLAN, tmp_path / "a", overlong="skip", on_reading=never)
+    every = replace(table, answers=tuple(replace(a, response="x" * 5000) for a in table.answers))
+    with pytest.raises(DataError, match="none of which fits the context of fake"):
+        audit(every, backbone, PLAN, tmp_path / "a", overlong="skip", on_reading=never)
+    assert not (tmp_path / "a").exists()
+
+
 def test_another_threshold_is_another_audit(backbone, tmp_path):
     grades = np.random.default_rng(1).random(72)
     table, plan = replace(graded(), labels=grades), replace(PLAN, poolings=("last",))
@@ -354,3 +469,144 @@ def test_data_that_cannot_be_audited_are_refused_before_the_model_works(backbone
     with pytest.raises(OverlongError):
         long = replace(table.answers[0], response="x" * 5000)
         run(replace(table, answers=(long, *table.answers[1:])))
+
+
+# ------------------------------------------------------------------------------- interventions
+
+REMOVAL = InterventionPlan(
+    layers=("1", "post_norm"), sizes=("4",), n_draws=2, n_energy_draws=1, max_prompts=3
+)
+LAST = replace(PLAN, poolings=("last",))
+
+
+def with_gold(table=None):
+    table = table if table is not None else graded()
+    return replace(table, gold=dict.fromkeys(table.prompt_ids.tolist(), "1"))
+
+
+@pytest.fixture(scope="module")
+def intervened(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("intervened")
+    return audit(graded(), talking(), LAST, folder, interventions=REMOVAL), folder
+
+
+def test_interventions_stand_beside_the_figures_of_the_audit(intervened):
+    tables, folder = intervened
+    rows = tables.interventions
+    kinds = {"none", "reasoning", "semantic", "random", "random_energy"}
+
+    assert {(r.layers, r.fill, r.removed) for r in rows} == {
+        (layers, fill, kind)
+        for layers in ("1", "post_norm")
+        for fill in ("zero", "mean")
+        for kind in kinds
+    }
+    assert {r.measure for r in rows} >= {"within_auroc", "score_shift", "log_probability"}
+    assert tables.facts["interventions"]["fills"] == ["zero", "mean"]
+    assert tables.facts["interventions_s"] > 0
+    assert plain_rows(AuditTables.load(folder)) == plain_rows(tables)
+
+
+def test_interventions_are_measured_on_prompts_that_the_head_was_not_fitted_on(
+    intervened, monkeypatch
+):
+    seen = {}
+
+    def look(backbone, table, *, score, **options):
+        seen.update(table=table, score=score)
+        return ()
+
+    monkeypatch.setattr("retrm.audit.run.measure_interventions", look)
+    reading = read_answers(talking(), graded(), LAST, intervened[1] / "reading", on_progress=never)
+    supervision = Supervision.of(graded(), range(72))
+    grid = Grid(reading, supervision, talking().unembedding, LAST)
+    intervene_on(grid, talking(), REMOVAL)
+
+    tested = set(seen["table"].prompt_ids.tolist())
+    assert tested == set(supervision.prompt_ids[grid.folds[0] == 0].tolist())
+    assert seen["score"].train_prompts == set(supervision.prompt_ids.tolist()) - tested
+    assert tested
+
+
+def test_finished_interventions_are_taken_up_and_others_are_made(intervened, tmp_path):
+    tables, folder = intervened
+    shutil.copytree(folder, tmp_path / "a")
+    backbone = talking()
+    backbone.forward = None  # would fail if it were called
+    again = audit(graded(), backbone, LAST, tmp_path / "a", interventions=REMOVAL)
+    without = audit(graded(), backbone, LAST, tmp_path / "a")
+
+    assert plain_rows(again) == plain_rows(tables)
+    assert again.facts == json.loads(json.dumps(dict(tables.facts)))
+    assert not without.interventions
+    assert without.facts["fitting_s"] == tables.facts["fitting_s"]
+    with pytest.raises(TypeError):  # another plan: the model works
+        audit(
+            *(graded(), backbone, LAST, tmp_path / "a"),
+            interventions=replace(REMOVAL, spare_first=True),
+        )
+
+
+def test_interventions_are_named_by_all_that_their_figures_depend_on():
+    table, sampled = with_gold(), replace(REMOVAL, n_samples=1)
+    other = replace(table, gold={**table.gold, table.answers[0].prompt_id: "2"})
+
+    def name(plan, grader="numeric", of=table):
+        return intervention_stage(plan, grader, of)
+
+    assert name(REMOVAL) == name(REMOVAL, "exact") == name(REMOVAL, of=other)
+    assert len({name(REMOVAL), name(sampled), name(sampled, "exact"), name(sampled, of=other)}) == 4
+
+
+@pytest.mark.parametrize("overlong", ["truncate_left", "skip"])
+def test_over_long_answers_are_treated_alike_under_removals(overlong, tmp_path, monkeypatch):
+    monkeypatch.setattr(Grid, "stages", lambda self: {})
+    table = graded()
+    long = [  # one of every prompt: some are among those that are held out
+        replace(a, prompt=Answer.of("question " + "x" * 300, "").prompt) if i % 4 == 0 else a
+        for i, a in enumerate(table.answers)
+    ]
+    few = replace(REMOVAL, layers=("1",), fills=("zero",), max_prompts=99, max_answers=99)
+    tables = audit(
+        *(replace(table, answers=tuple(long)), talking(), LAST, tmp_path),
+        overlong=overlong,
+        interventions=few,
+    )
+    read = [r.n for r in tables.interventions if r.measure == "log_probability"]
+
+    # Nine of 18 prompts are held out, with four answers each, of which one is over-long.
+    assert set(read) == {9 * 4 if overlong == "truncate_left" else 9 * 3}
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "error", "telling"),
+    [
+        ({"n_samples": 1}, {}, DataError, "got grader None"),
+        ({"n_samples": 1}, {"grader": "choice"}, DataError, "an audit does not keep them"),
+        ({"n_samples": 1}, {"grader": "exat"}, DataError, "Did you mean 'exact'?"),
+        ({"n_samples": 1}, {"grader": "exact"}, DataError, "no reference answer for 3 of 3"),
+        ({"layers": ("7",)}, {}, RecipeError, "layer 7 does not exist"),
+        ({"sizes": ("99",)}, {}, RecipeError, "99 directions of a state of width 16"),
+    ],
+)
+def test_interventions_that_cannot_be_made_are_refused_before_the_model_reads(
+    changes, options, error, telling, tmp_path
+):
+    backbone = talking()
+    backbone.forward = None
+    plan = replace(REMOVAL, **changes)
+    with pytest.raises(error) as caught:
+        audit(graded(), backbone, LAST, tmp_path / "a", interventions=plan, **options)
+    assert telling in str(caught.value)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_backbone_on_which_nothing_can_be_removed_is_refused_before_it_reads(backbone, tmp_path):
+    with pytest.raises(BackboneError, match="expected a transformers model"):
+        audit(*(graded(), backbone, LAST, tmp_path), interventions=REMOVAL, on_reading=never)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(backbone, tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(OutputError, match="a is a file; expected a folder"):
+        audit(graded(), backbone, LAST, tmp_path / "a", on_reading=never)

@@ -96,7 +96,7 @@ def test_an_audit_of_another_format_is_refused(folder):
     summary = json.loads((folder / "audit.json").read_text())
     (folder / "audit.json").write_text(json.dumps({**summary, "format_version": 99}))
 
-    with pytest.raises(StoreError, match=r"audit format 99; expected 1\. Run the audit again"):
+    with pytest.raises(StoreError, match=r"audit format 99; expected 2\. Run the audit again"):
         AuditTables.load(folder)
 
 

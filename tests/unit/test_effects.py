@@ -1,14 +1,18 @@
 """Effects are paired with the unchanged model and with random subspaces in the same resamples."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from audit_toy import removal
+from scipy import stats
 
 from retrm.audit.effects import Effects, Measured, corrected_interventions
 from retrm.audit.removal import Change, Intervention
+from retrm.audit.tables import AuditTables
+from retrm.audit.verdict import verdicts
 from retrm.features.subspace import Subspace
 from retrm.records import Answer, AnswerTable
 
@@ -50,8 +54,11 @@ def test_minus_random_is_paired_by_prompt():
     # By prompt: a -2 - (-2) = 0; b -4 - (-2.5) = -1.5. A resample holds a twice (0), each once
     # (-.75) or b twice (-1.5), with chances 1/4, 1/2, 1/4.
     assert (found.minus_random_low, found.minus_random_high) == (-1.5, 0.0)
-    # Standard error sqrt(1/2 x .75^2) = .5303; z = sqrt 2; two-sided p = erfc(1) = .1573.
-    assert found.random_p == pytest.approx(math.erfc(1), rel=0.03)
+    # Error over prompts: variance 1/2 x .75^2 = .28125. The two draws lie .5 apart: variance .125,
+    # times 1 + 1/2 = .1875, one degree of freedom. t = -.75 / sqrt(.46875) = -1.0954 with
+    # .46875^2 / .1875^2 = 6.25 degrees of freedom: two-sided p = .314.
+    assert found.random_p == pytest.approx(2 * stats.t.sf(1.0954, 6.25), rel=0.02)
+    assert found.rank_p == 1.0  # both draws leave more
     assert found.random_holm_p == 2 * found.random_p  # beside greedy agreement, whose p is 1
 
 
@@ -75,7 +82,7 @@ def test_random_kinds_and_the_unchanged_model_are_compared_with_no_random_one():
 
     for key in (("none", 0, 0), ("random", 2, 0), ("random", 2, 1), ("random_energy", 3, 0)):
         row = found[key]
-        assert np.isnan([row.minus_random, row.minus_random_low, row.random_p]).all()
+        assert np.isnan([row.minus_random, row.minus_random_low, row.random_p, row.rank_p]).all()
         assert math.isnan(row.difference) == (key[0] == "none")
 
 
@@ -93,6 +100,40 @@ def test_one_prompt_proves_nothing():
     assert math.isnan(row.random_p)
 
 
+def test_one_draw_has_no_spread_and_makes_no_claim():
+    row = rows(REASONING, RANDOM[0])["reasoning", 2, 0]
+
+    assert row.minus_random == -1.0
+    assert row.rank_p == 1.0
+    assert math.isnan(row.random_p)
+
+
+def exchangeable(rng: np.random.Generator, n_draws: int):
+    """A reasoning subspace that is one more random one: effects of subspaces differ, prompts too."""
+    effect = rng.normal(size=n_draws + 1)
+    log_p = effect[:, None] + 0.3 * rng.normal(size=(n_draws + 1, 2))
+    found = [(setting("reasoning"), measured(*log_p[0]))]
+    found += [(setting("random", draw=i), measured(*log_p[i + 1])) for i in range(n_draws)]
+    effects = Effects(TABLE, (), measured(0.0, 0.0), "mean", False, n_resamples=50)
+    return AuditTables(facts={}, interventions=effects.rows(found))
+
+
+@pytest.mark.parametrize(("n_draws", "n_audits"), [(20, 60), (3, 60)])
+def test_a_subspace_that_is_one_more_random_one_is_hardly_ever_claimed_to_differ(n_draws, n_audits):
+    rng = np.random.default_rng(1)
+    answers = Counter(
+        next(v.answer for v in verdicts(exchangeable(rng, n_draws)) if v.question == "use")
+        for _ in range(n_audits)
+    )
+
+    # With the interval and "beyond every draw" alone, three draws were claimed to differ half the time.
+    if n_draws == 3:
+        assert answers == {"too few draws": n_audits}
+    else:
+        # At most 5 % are expected; 8 of 60 is over three standard errors more.
+        assert n_audits - answers["no evidence"] < 8
+
+
 def test_removed_energy_has_a_difference_and_makes_no_claim():
     effects = Effects(TABLE, (), measured(-1.0, -2.0), "zero", False, n_resamples=50)
     made = effects.rows(
@@ -104,7 +145,7 @@ def test_removed_energy_has_a_difference_and_makes_no_claim():
 
     (row,) = [r for r in made if (r.removed, r.measure) == ("reasoning", "energy_removed")]
     assert row.minus_random == pytest.approx(0.4)
-    assert math.isnan(row.random_p)
+    assert np.isnan([row.random_p, row.rank_p]).all()
 
 
 def test_holm_corrects_over_all_rows_that_are_given_and_leaves_the_plain_p_values():

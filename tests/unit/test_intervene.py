@@ -1,6 +1,7 @@
 """What interventions report: paired with the unchanged model and with random subspaces."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -27,8 +28,16 @@ from retrm.audit.intervene import (
 )
 from retrm.audit.removal import Change, removed
 from retrm.backbone.batching import build, plan_batches
+from retrm.backbone.fake import FakeBackbone
 from retrm.backbone.locate import logits_of
-from retrm.errors import DataError, FingerprintError, LabelError, RecipeError, ScoreError
+from retrm.errors import (
+    BackboneError,
+    DataError,
+    FingerprintError,
+    LabelError,
+    RecipeError,
+    ScoreError,
+)
 from retrm.features.read import render_all
 from retrm.features.recipe import Recipe
 from retrm.features.reduce import Features, Reducer
@@ -55,7 +64,9 @@ def linear_score(**options: object) -> TrainedScore:
 
 
 def measured(backbone, table=None, *, score=None, n_resamples: int = 50, **plan: object) -> list:
-    made = InterventionPlan(**{"layers": ("1", "post_norm"), "sizes": ("4",), **plan})
+    # Three draws and one fill, where neither is what a test is about.
+    given = {"layers": ("1", "post_norm"), "sizes": ("4",), "n_draws": 3, "fills": ("zero",)}
+    made = InterventionPlan(**{**given, "max_answers": 8, **plan})
     return list(
         measure_interventions(
             backbone,
@@ -129,7 +140,7 @@ def test_a_score_read_below_the_change_does_not_move_while_the_predictions_do(ro
 
 
 def test_rows_say_how_and_where_the_component_was_removed():
-    found = measured(talking(), table_of(2), fill="mean", spare_first=True, sizes=("3", "6"))
+    found = measured(talking(), table_of(2), fills=("mean",), spare_first=True, sizes=("3", "6"))
 
     assert {(r.fill, r.spare_first) for r in found} == {("mean", True)}
     assert {(r.layers, r.point) for r in found} == {("1", "residual"), ("post_norm", "post_norm")}
@@ -164,7 +175,7 @@ def test_the_control_of_equal_energy_removes_about_the_energy_of_the_reasoning_s
     family, fill
 ):
     layers = ("1", "all", "post_norm")
-    found = measured(talking(family), table_of(3), layers=layers, sizes=("8",), fill=fill)
+    found = measured(talking(family), table_of(3), layers=layers, sizes=("8",), fills=(fill,))
 
     for place in layers:
         own = only(found, layers=place, removed="reasoning", measure="energy_removed").value
@@ -261,7 +272,7 @@ def test_a_range_means_its_layers_and_text_is_kept_as_typed():
 def test_removing_what_the_mean_fill_puts_back_leaves_less_change_than_zero():
     backbone = talking()
     zero = measured(backbone, layers=("1",), score=linear_score())
-    mean = measured(backbone, layers=("1",), fill="mean", score=linear_score())
+    mean = measured(backbone, layers=("1",), fills=("mean",), score=linear_score())
 
     for part in ("reasoning", "semantic"):
         less, more = (only(r, removed=part, measure="energy_removed") for r in (mean, zero))
@@ -335,8 +346,8 @@ def test_unlabelled_answers_take_no_part_in_the_auroc_and_the_count_says_so():
 def test_the_estimate_is_what_the_progress_ends_at():
     backbone, table, told = talking(), table_of(5), []
     plan = InterventionPlan(
-        layers=("1", "post_norm"), sizes=("4",), fill="mean", max_prompts=3, max_answers=2,
-        n_samples=2, max_new_tokens=4,
+        layers=("1", "post_norm"), sizes=("4",), max_prompts=3, max_answers=2, n_draws=5,
+        n_energy_draws=1, n_samples=2, max_new_tokens=4,
     )  # fmt: skip
     measure_interventions(
         backbone,
@@ -346,13 +357,13 @@ def test_the_estimate_is_what_the_progress_ends_at():
         n_resamples=20,
         on_progress=lambda done, total: told.append((done, total)),
     )
-    estimate = estimate_interventions(backbone, table, plan=plan)
+    estimate = estimate_interventions(backbone, table, plan=plan, grader="numeric")
 
-    # 2 layers x (reasoning, semantic, 3 random, 3 of equal energy) = 16; with `none` 17; and one
-    # reading for energies and means.
-    assert (estimate.n_settings, estimate.n_readings) == (16, 18)
+    # 2 fills x 2 layers x (reasoning, semantic, 5 random, 1 of equal energy) = 32; with `none` 33;
+    # and one reading for energies and means.
+    assert (estimate.n_settings, estimate.n_readings) == (32, 34)
     assert (estimate.n_prompts, estimate.n_answers, estimate.n_skipped) == (3, 6, 0)
-    assert estimate.sampled_tokens == 17 * 3 * 2 * 4
+    assert estimate.sampled_tokens == 33 * 3 * 2 * 4
     assert told[-1] == (estimate.n_tokens, estimate.n_tokens)
     assert all(a[0] <= b[0] for a, b in itertools.pairwise(told))
 
@@ -361,14 +372,15 @@ def test_over_long_answers_are_skipped_and_counted():
     table = table_of(2)
     long = Answer(table.answers[0].prompt, "very " * 100, table.answers[0].prompt_id)
     table = AnswerTable((*table.answers, long), np.append(table.labels, 0.0))
-    plan = InterventionPlan(layers=("1",), sizes=("4",))
+    plan = InterventionPlan(layers=("1",), sizes=("4",), n_draws=2, max_answers=8)
     estimate = estimate_interventions(talking(), table, plan=plan, overlong="skip")
     found = measure_interventions(
         talking(), table, plan=plan, overlong="skip", n_resamples=20, score=linear_score()
     )
+    none = [row for row in found if (row.removed, row.measure) == ("none", "log_probability")]
 
     assert (estimate.n_answers, estimate.n_skipped) == (8, 1)
-    assert only(found, removed="none", measure="log_probability").n == 8
+    assert [row.n for row in none] == [8, 8]  # the same row beside either fill
 
 
 @settings(max_examples=40, deadline=None)
@@ -387,11 +399,21 @@ def test_the_bounded_subset_keeps_its_bounds_and_file_order(max_prompts, max_ans
 @pytest.mark.parametrize(
     ("options", "telling"),
     [
-        ({"n_draws": 2}, "got n_draws=2; expected 3 or more"),
+        ({"n_draws": 1}, "got n_draws=1; expected 2 or more"),
+        ({"n_draws": 19.0}, "got n_draws=19.0; expected a whole number"),
+        ({"n_energy_draws": 0}, "got n_energy_draws=0; expected 1 or more"),
+        ({"n_samples": 2.5}, "got n_samples=2.5; expected a whole number"),
+        ({"max_answers": True}, "got max_answers=True; expected a whole number"),
         ({"max_prompts": 0}, "got max_prompts=0"),
-        ({"fill": "men"}, "Did you mean 'mean'?"),
+        ({"temperature": "hot"}, "got temperature='hot'; expected a number from 0"),
+        ({"temperature": math.nan}, "got temperature=nan"),
+        ({"top_p": 1.5}, "got top_p=1.5; expected a number from 0 to 1"),
+        ({"spare_first": "no"}, "got spare_first='no'; expected true or false"),
+        ({"fills": ("zero", "men")}, "Did you mean 'mean'?"),
+        ({"fills": "zero"}, "got fills='zero'; expected a list"),
+        ({"layers": (8, 16)}, "got layers=(8, 16); expected a list"),
         ({"layers": ()}, "got layers=()"),
-        ({"layers": "last"}, "expected a tuple"),
+        ({"layers": "last"}, "expected a list"),
         ({"layers": ("last", "last")}, "different texts"),
         ({"layers": ("lst",)}, "cannot read layers 'lst'"),
         ({"layers": ("3-1",)}, "cannot read layers '3-1'"),
@@ -402,6 +424,52 @@ def test_impossible_plans_are_refused(options, telling):
     with pytest.raises(RecipeError) as caught:
         InterventionPlan(**options)
     assert telling in str(caught.value)
+
+
+def test_both_fills_stand_side_by_side_and_are_corrected_together():
+    options = {"layers": ("1",), "score": linear_score()}
+    both = measured(talking(), fills=("zero", "mean"), **options)
+    alone = [measured(talking(), fills=(fill,), **options) for fill in ("zero", "mean")]
+
+    def plain(rows):  # all but the correction, in which NaN is itself
+        return [repr(replace(row, random_holm_p=0.0)) for row in rows]
+
+    assert plain(both) == plain([*alone[0], *alone[1]])
+    # Holm: the smallest p-value is multiplied by how many there are. 2 fills x 2 parts x 4 measures
+    # (energy_removed has none).
+    judged = [row for row in both if not np.isnan(row.random_p)]
+    least = min(judged, key=lambda row: row.random_p)
+    assert len(judged) == 16
+    assert least.random_holm_p == pytest.approx(min(1.0, 16 * least.random_p))
+
+
+def test_answers_of_a_prompt_are_taken_right_and_wrong_in_turn():
+    table = table_of(6, 6)
+    table.labels[:] = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0] * 6  # at random: both kinds in 1 of 3 prompts
+    chosen = table.take(_chosen_rows(table, InterventionPlan(max_answers=2), seed=0))
+
+    assert [sorted(chosen.labels[list(g.rows)]) for g in chosen.candidate_sets()] == [
+        [0.0, 1.0]
+    ] * 6
+
+
+def test_more_directions_than_there_are_are_refused_by_the_estimate():
+    plan = InterventionPlan(sizes=("16",))
+    with pytest.raises(RecipeError, match="expected between 1 and 15"):
+        estimate_interventions(talking(), table_of(2), plan=plan)
+
+
+def test_first_tokens_that_cannot_be_told_are_found_before_the_model_works():
+    backbone = talking()
+    backbone.located = replace(backbone.located, takes_positions=False)
+    plan = InterventionPlan(layers=("1",), sizes=("4",), spare_first=True)
+    with pytest.raises(RecipeError, match="spare_first=True, but llama"):
+        estimate_interventions(backbone, table_of(2), plan=plan)
+
+
+def test_a_backbone_that_is_no_transformers_model_is_refused_by_the_estimate():
+    with pytest.raises(BackboneError, match="got a FakeBackbone"):
+        estimate_interventions(FakeBackbone(), table_of(2), plan=InterventionPlan())
 
 
 def test_layers_the_model_does_not_have_are_refused_by_measuring_and_estimating_alike():
@@ -432,6 +500,8 @@ def test_labels_without_a_mixed_prompt_are_refused_before_the_model_works():
     backbone.forward = None  # would fail if it were called
     with pytest.raises(LabelError, match="none with both a right and a wrong"):
         measured(backbone, table, score=linear_score())
+    with pytest.raises(LabelError, match="none with both a right and a wrong"):
+        estimate_interventions(backbone, table, plan=InterventionPlan(), is_scored=True)
 
 
 @pytest.mark.parametrize(
@@ -453,6 +523,9 @@ def test_new_answers_that_cannot_be_drawn_or_graded_are_refused_before_the_model
     plan = InterventionPlan(layers=("1",), sizes=("4",), n_samples=2, max_new_tokens=4, **options)
     with pytest.raises(error) as caught:
         measure_interventions(backbone, replace(table_of(2), **changes), plan=plan, grader=grader)
+    assert telling in str(caught.value)
+    with pytest.raises(error) as caught:
+        estimate_interventions(backbone, replace(table_of(2), **changes), plan=plan, grader=grader)
     assert telling in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Rank p-values, Holm's correction, figures in words."""
+"""Rank p-values, Student t with several errors, Holm's correction, figures in words."""
 
 import math
 
@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from retrm.cli.tables import interval
 from retrm.errors import ScoreError
-from retrm.metrics import Interval, format_interval, format_number, holm, rank_p_value
+from retrm.metrics import (
+    Interval,
+    draw_error,
+    format_interval,
+    format_number,
+    holm,
+    rank_p_value,
+    student_p_value,
+    welch_p_value,
+)
 
 quick = settings(max_examples=40, deadline=None)
 p_values = st.lists(st.floats(0, 1) | st.just(math.nan), max_size=12)
@@ -38,6 +48,93 @@ def test_draws_that_are_missing_are_refused():
         rank_p_value(0.5, [0.1, math.nan])
     with pytest.raises(ScoreError, match="nan at position 0 of value"):
         rank_p_value(math.nan, [0.1])
+
+
+def test_student_p_value_of_one_degree_of_freedom_is_the_cauchy_tail():
+    # 1 - 2 arctan(t) / pi: half at t = 1.
+    assert student_p_value(1.0, 1) == pytest.approx(0.5, rel=1e-13)
+    assert student_p_value(-1.0, 1) == pytest.approx(0.5, rel=1e-13)
+
+
+@quick
+@given(st.floats(-60, 60), st.floats(0.5, 5e6))
+def test_student_p_value_is_that_of_scipy(t, df):
+    assert student_p_value(t, df) == pytest.approx(2 * stats.t.sf(abs(t), df), rel=1e-7, abs=1e-300)
+
+
+@pytest.mark.parametrize("t", [0.0, 1e-9, 0.3, 1.96, 8.0])
+def test_student_p_value_passes_over_into_the_normal_one_without_a_step(t):
+    assert student_p_value(t, 0.999e7) == pytest.approx(student_p_value(t, math.inf), rel=2e-4)
+
+
+def test_student_p_value_at_the_ends():
+    assert student_p_value(0.0, 5) == 1.0
+    assert student_p_value(math.inf, 5) == 0.0
+
+
+def test_welch_p_value_of_a_worked_example():
+    # Squares 9 + 16 = 25, so t = 10 / 5 = 2; df = 25^2 / (9^2 / inf + 16^2 / 4) = 625 / 64
+    p, df = welch_p_value(10.0, [(3.0, math.inf), (4.0, 4)])
+
+    assert df == pytest.approx(625 / 64)
+    assert p == pytest.approx(2 * stats.t.sf(2.0, 625 / 64))
+    assert welch_p_value(-10.0, [(3.0, math.inf), (4.0, 4)]) == (p, df)
+
+
+def test_welch_p_value_of_two_samples_is_the_t_test_of_scipy():
+    first, second = [1.0, 2.0, 4.0, 3.5], [0.0, 0.5, 3.0, 1.0, 1.5, -2.0]
+    errors = [(np.std(x, ddof=1) / math.sqrt(len(x)), len(x) - 1) for x in (first, second)]
+
+    p, df = welch_p_value(np.mean(first) - np.mean(second), errors)
+
+    oracle = stats.ttest_ind(first, second, equal_var=False)
+    assert (p, df) == pytest.approx((oracle.pvalue, oracle.df))
+
+
+def test_a_spread_known_from_few_draws_weighs_more_than_a_known_one():
+    # t = 2.5: .0124 by the normal distribution, .0668 with 4 degrees of freedom.
+    known, df = welch_p_value(2.5, [(1.0, math.inf)])
+    few, _ = welch_p_value(2.5, [(1.0, 4)])
+
+    assert (known, df) == (pytest.approx(0.01242, abs=1e-5), math.inf)
+    assert few == pytest.approx(0.06677, abs=1e-5)
+
+
+def test_welch_p_value_without_any_error_tells_no_difference_from_a_certain_one():
+    assert welch_p_value(1e-14, [(0.0, math.inf)]) == (1.0, math.inf)
+    assert welch_p_value(0.2, [(0.0, math.inf), (0.0, 4)]) == (0.0, math.inf)
+
+
+@pytest.mark.parametrize("errors", [[(math.nan, 4)], [(0.1, math.inf), (0.1, math.nan)]])
+def test_welch_p_value_makes_no_claim_from_an_error_that_is_unknown(errors):
+    assert all(math.isnan(x) for x in welch_p_value(0.5, errors))
+
+
+def test_the_error_of_one_more_draw_holds_that_of_the_mean():
+    # Draws 1, 2, 3: deviation 1, times sqrt(1 + 1/3).
+    assert draw_error([1.0, 2.0, 3.0]) == (pytest.approx(math.sqrt(4 / 3)), 2)
+    assert all(math.isnan(x) for x in draw_error([0.3]))
+
+
+def test_an_exchangeable_draw_is_called_different_as_often_as_the_level_says():
+    # Five draws and one more of the same kind; the normal distribution would claim 12 %.
+    rng = np.random.default_rng(0)
+    found = [
+        welch_p_value(one - np.mean(draws), [draw_error(draws)])[0]
+        for one, *draws in rng.normal(size=(2000, 6))
+    ]
+
+    # 5 % of 2,000, give or take three standard errors of .5 %.
+    assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.015)
+
+
+def test_welch_p_value_refuses_what_is_no_error():
+    with pytest.raises(ScoreError, match="got no errors"):
+        welch_p_value(0.5, [])
+    with pytest.raises(ScoreError, match=r"got error -0.1 with 4 degrees"):
+        welch_p_value(0.5, [(-0.1, 4)])
+    with pytest.raises(ScoreError, match=r"got error 0.1 with 0 degrees"):
+        welch_p_value(0.5, [(0.1, 0)])
 
 
 def test_holm_of_a_worked_example():

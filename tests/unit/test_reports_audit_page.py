@@ -9,7 +9,13 @@ from audit_toy import N_DRAWS, cell, contrast, toy_audit
 from retrm.audit.tables import AuditTables, Verdict
 from retrm.errors import MissingExtraError, OutputError
 from retrm.reports.audit_figures import FIGURES, Picture
-from retrm.reports.audit_page import audit_notes, audit_page, primary_lines, write_audit_page
+from retrm.reports.audit_page import (
+    QUESTIONS,
+    audit_notes,
+    audit_page,
+    primary_lines,
+    write_audit_page,
+)
 
 # The header of a PNG file of 1000 x 500 pixels is all that a page reads of a picture.
 HEADER = b"\x89PNG\r\n\x1a\n" + bytes(8) + (1000).to_bytes(4, "big") + (500).to_bytes(4, "big")
@@ -88,6 +94,12 @@ def test_an_exploratory_verdict_given_first_is_still_set_apart() -> None:
         ("leaks", "bad"),
         ("worse than full, within margin", "open"),
         ("no better than random", "open"),
+        ("within the spread of random", "open"),
+        ("too few draws", "open"),
+        # what any few directions may do is no merit of these
+        ("better than full with few labels", "open"),
+        ("better than scalars alone", "open"),
+        ("worse than full at some", "bad"),
         ("undecided", "open"),
         ("no evidence", "open"),
     ],
@@ -245,8 +257,8 @@ def test_all_contrasts_are_listed_with_their_p_values(page) -> None:
     text = Reader(page).text
 
     assert "4 differences, 2 of them exploratory" in text
-    assert "+.004 [-.013, +.021] .330 –" in text
-    assert "+.030 [+.010, +.050] .330 .040" in text
+    assert "+.004 [-.013, +.021] .330 .600 –" in text
+    assert "+.030 [+.010, +.050] .330 .600 .040" in text
     assert "-.081 [-.102, -.060]" in text
 
 
@@ -300,15 +312,34 @@ def test_the_notes_tell_draws_folds_seeds_and_what_was_left_out() -> None:
     # 20 draws: 1/21 = .048
     assert f"{N_DRAWS} random subspaces in the primary contrast; the smallest rank p" in notes
     assert "is .048." in notes
-    assert "5 folds by prompt, split seeds 0, 1, 2." in notes
+    assert "5 folds by prompt, the mean of 3 ways to split in the primary setting." in notes
     assert "15,872 tokens took 94 s" in notes
 
 
 def test_few_draws_are_warned_of() -> None:
-    tables = AuditTables(facts={}, contrasts=(contrast("primary", n_draws=9),))
+    def warns(n_draws: int) -> bool:
+        tables = AuditTables(facts={}, contrasts=(contrast("primary", n_draws=n_draws),))
+        return any("A claim needs 19 or more." in note for note in audit_notes(tables))
 
-    assert any("Fewer than 20" in note for note in audit_notes(tables))
-    assert not any("Fewer than 20" in note for note in audit_notes(AUDIT))
+    assert [warns(n) for n in (9, 18, 19)] == [True, True, False]
+
+
+def test_answers_that_were_not_judged_and_resamples_that_were_left_out_are_told() -> None:
+    cells = [replace(cell("primary", "full"), n_undefined=n) for n in (0, 3, 5)]
+    notes = audit_notes(replace(AUDIT, facts={**AUDIT.facts, "n_unjudged": 7}, cells=cells))
+
+    assert "7 answers were left out because they have neither a label nor a pair." in notes
+    assert any("left out of 2 intervals, up to 5 of one" in note for note in notes)
+    assert not any("n_undefined" in note for note in audit_notes(AUDIT))
+
+
+def test_every_question_of_a_verdict_has_its_words() -> None:
+    asked = {
+        *("specificity", "economy", "sanity", "labels", "labels_full", "layers", "confidence"),
+        *("confidence_random", "length", "use"),
+    }
+
+    assert set(QUESTIONS) == asked
 
 
 def test_an_end_of_the_penalty_grid_that_is_chosen_often_is_told() -> None:

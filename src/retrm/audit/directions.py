@@ -11,7 +11,7 @@ the moments of the differences chosen - rejected. With fewer training rows than 
 `pca_bottom` lies in what the training states do not reach, and its features say nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,14 +50,22 @@ class Directions:
     Args:
         head: final norm and LM head.
         matrices: which ones to decompose.
+        seed_of: number of a draw -> seed of its random numbers.
 
     Raises:
         RecipeError: a folded matrix of a norm whose gain has a zero.
     """
 
-    def __init__(self, head: Unembedding, matrices: tuple[Matrix, ...] = MATRICES) -> None:
+    def __init__(
+        self,
+        head: Unembedding,
+        matrices: tuple[Matrix, ...] = MATRICES,
+        *,
+        seed_of: Callable[[int], int] = int,
+    ) -> None:
         self.width = head.weight.shape[1]
         self.matrices = matrices
+        self._seed_of = seed_of
         self._gain = None if head.gain is None else head.gain.detach().cpu().double()
         if self._gain is not None and any("folded" in name for name in matrices):
             _check_gain(self._gain)
@@ -90,7 +98,9 @@ class Directions:
             return None
         if features.kind in SPECTRAL:
             fitter = self._fitters[features.matrix]
-            basis = fitter.subspace(features.kind, features.m, seed=features.draw).basis  # type: ignore[arg-type]
+            basis = fitter.subspace(
+                features.kind, features.m, seed=self._seed_of(features.draw)
+            ).basis  # type: ignore[arg-type]
             return self._on_post_norm(basis.double().T, features.matrix)
         if features.kind == "semantic_all":
             rows = self._fitters[features.matrix].directions()
@@ -101,10 +111,14 @@ class Directions:
             return self._on_post_norm(part.T, features.matrix)
         if features.kind == "coordinates":
             fitter = self._fitters["raw"]
-            return fitter.subspace("coordinates", features.m, seed=features.draw).basis.double().T
+            return (
+                fitter.subspace("coordinates", features.m, seed=self._seed_of(features.draw))
+                .basis.double()
+                .T
+            )
         if features.is_fitted:
             assert train is not None
-            return _fitted_directions(features, train)
+            return _fitted_directions(features, train, self._seed_of(features.draw))
         raise RecipeError(f"got feature set {features.kind!r}, which has no directions")
 
     def all_directions(self, matrix: str) -> Float[Tensor, "live width"]:
@@ -135,7 +149,7 @@ class Directions:
         }
 
 
-def _fitted_directions(features: FeatureSet, train: Moments) -> Float[Tensor, "width m"]:
+def _fitted_directions(features: FeatureSet, train: Moments, seed: int) -> Float[Tensor, "width m"]:
     mean = train.x / train.weight
     covariance = train.xx / train.weight - torch.outer(mean, mean)
     values, vectors = torch.linalg.eigh(covariance)  # ascending
@@ -143,7 +157,7 @@ def _fitted_directions(features: FeatureSet, train: Moments) -> Float[Tensor, "w
         return vectors[:, -features.m :].flip(1)
     if features.kind == "pca_bottom":
         return vectors[:, : features.m]
-    generator = torch.Generator().manual_seed(features.draw)
+    generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(len(values), features.m, generator=generator, dtype=torch.float64)
     # Directions that are constant on the training states get 0: divided by their rounding, they would
     # be the loudest features of held-out states.

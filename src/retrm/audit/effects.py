@@ -5,13 +5,16 @@ Three differences stand in a row, all over the same prompts and the same resampl
     difference      this setting - nothing removed
     minus_random    its effect - mean effect of the random subspaces of the same size at the same layers
                     (nothing removed cancels, so it is this setting - mean of theirs)
-    random_p        two-sided, of minus_random being 0: normal, bootstrap standard error;
+    random_p        two-sided, of minus_random being 0: Student t over two errors added in squares, the
+                    bootstrap standard error over prompts and the spread of the draws;
                     `random_holm_p` is Holm's correction of it over all interventions and measures
+    rank_p          (1 + draws whose effect is at least as high) / (1 + draws)
 
-Resampling prompts says nothing about chance in the draws: with three of them their mean is known no
-better than they lie apart, so each draw has its own rows to look at.
+The spread is there since resampling prompts says nothing about chance in the draws: of three random
+subspaces and one more, that one lies outside the three half the time.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -25,8 +28,11 @@ from retrm.metrics import (
     AverageStatistic,
     PromptStatistic,
     Resamples,
+    draw_error,
     holm,
     mean_statistic,
+    rank_p_value,
+    welch_p_value,
     within_prompt_auroc_statistic,
 )
 from retrm.records import AnswerTable
@@ -116,7 +122,7 @@ class Effects:
         resamples, is_none = self._resamples(own), kind == "none"
         value = resamples.interval(own)
         gap = beside = (NAN, NAN, NAN)
-        p = NAN
+        rank_p = p = NAN
         if none is not None:
             found = resamples.difference(own, none)
             gap = (found.value, found.low, found.high)
@@ -124,9 +130,8 @@ class Effects:
             mean = AverageStatistic(randoms)
             found = resamples.difference(own, mean)
             beside = (found.value, found.low, found.high)
-            # Removed energy is no effect but a fact of the removal; one prompt has no spread.
-            if measure != "energy_removed" and found.n_clusters > 1:
-                p = resamples.normal_p_value(own, mean)
+            if measure != "energy_removed":  # no effect but a fact of the removal
+                rank_p, p = _chance(resamples, own, randoms)
         return InterventionRow(
             layers=each.text,
             removed=kind,
@@ -145,6 +150,7 @@ class Effects:
             minus_random=beside[0],
             minus_random_low=beside[1],
             minus_random_high=beside[2],
+            rank_p=rank_p,
             random_p=p,
             random_holm_p=NAN,
             n=value.n,
@@ -175,6 +181,17 @@ class Effects:
             n_samples = len(found.correct) // len(self.asked)
             out["accuracy"] = mean_statistic(found.correct, np.repeat(self.asked, n_samples))
         return out
+
+
+def _chance(
+    resamples: Resamples, own: PromptStatistic, randoms: Sequence[PromptStatistic]
+) -> tuple[float, float]:
+    """Rank among the random draws, and p of the difference from their mean, uncorrected."""
+    once = np.ones((1, len(resamples.prompts)))
+    value, *draws = (float(statistic(once)[0]) for statistic in (own, *randoms))
+    error = resamples.standard_error(own, AverageStatistic(tuple(randoms)))
+    p, _ = welch_p_value(value - float(np.mean(draws)), [(error, math.inf), draw_error(draws)])
+    return rank_p_value(value, draws), p
 
 
 def corrected_interventions(rows: Sequence[InterventionRow]) -> tuple[InterventionRow, ...]:

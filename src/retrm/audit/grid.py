@@ -5,7 +5,7 @@ finish, so a killed audit goes on at the stage it was in.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from retrm.audit.energy import AnswerEnergy
 from retrm.audit.measure import NAN, Measure, Measured, Setting
 from retrm.audit.plan import MATRICES, AuditPlan
 from retrm.audit.probes import (
+    ROWS_AT_ONCE,
     Probe,
     gated_probe,
     inner_moments,
@@ -38,15 +39,16 @@ from retrm.audit.tables import (
 )
 from retrm.backbone.base import Unembedding
 from retrm.errors import FitError, LabelError
-from retrm.evaluation.best_of_n import best_of_k_curve, majority_curve
+from retrm.evaluation.best_of_n import majority_curve
 from retrm.evaluation.held_out import baseline_scores
 from retrm.features.reduce import Features
-from retrm.fitting.ridge import Moments, choose_ridge
-from retrm.metrics import best_of_k_statistic, mean_statistic
+from retrm.fitting.ridge import Moments, choose_ridge, project_all
+from retrm.metrics import AverageStatistic, best_of_k_statistic, mean_statistic
 from retrm.selection import apply
 
-FEW_DRAWS = 5  # of kinds that are controls of a control
-SMALLEST_PART = 4  # prompts: fewer cannot be dealt into inner folds
+FEW_DRAWS = 5  # of kinds that are controls of a control, or dear to fit
+N_SHUFFLES = 20  # of one alone, every twentieth looks like a leak
+N_LOGISTIC_SHUFFLES = 3
 
 
 class StateSource(Protocol):
@@ -107,7 +109,7 @@ class Grid:
     @cached_property
     def directions(self) -> Directions:
         """Singular directions of every matrix."""
-        return Directions(self.head, self.matrices)  # type: ignore[arg-type]
+        return Directions(self.head, self.matrices, seed_of=self.plan.draw_seed)  # type: ignore[arg-type]
 
     @cached_property
     def m(self) -> int:
@@ -199,6 +201,7 @@ class Grid:
             *self.measure.contrasts("primary", reasoning, random, is_random=True),
             *self.measure.contrasts("economy", reasoning, [full], is_random=False),
             *self.measure.contrasts("exploratory", semantic, random, is_random=True),
+            *self.measure.length_contrasts(reasoning),
         ]
         return AuditTables(
             facts={},
@@ -227,7 +230,7 @@ class Grid:
         """Scalars alone and added, labels permuted, unscaled and whitened features, the prompt."""
         states = self.states(self.last, "last")
         scalars, names = self._scalar_columns(states)
-        both = torch.cat([states.double(), scalars], dim=1)
+        both = torch.cat([states, scalars.float()], dim=1)
         width, extra = self.reading.width, scalars.shape[1]
         random = _drawn("random", self.m, "raw", self.plan.n_draws)
         combined = [
@@ -290,7 +293,7 @@ class Grid:
             *_drawn("random", self.m, "raw", self.plan.n_draws),
         ]
         setting = Setting("learning", self.last, "last")
-        sizes = self._learning_sizes()
+        sizes = self.plan.learning_sizes(self.supervision.n_prompts)
         cells, contrasts, left_out = [], [], []
         for step, size in enumerate(sizes):
             found = self._repeated(states, sets, setting, size)
@@ -314,7 +317,7 @@ class Grid:
                 sets = [
                     FeatureSet("reasoning", m, name),
                     FeatureSet("semantic", m, name),
-                    *_drawn("random", m, name, FEW_DRAWS),
+                    *_drawn("random", m, name, self.plan.n_draws),
                 ]
                 found = self._ridge(states, sets, setting)
                 cells += [row for one in found for row in self.measure.cells(one)]
@@ -468,8 +471,8 @@ class Grid:
 
     def _logistic(
         self, states: Tensor, sets: Sequence[FeatureSet], setting: Setting
-    ) -> tuple[list[Measured], dict[str, Probe]]:
-        """Measured over all split seeds, and the probes of the first one by kind (draw 0)."""
+    ) -> tuple[list[Measured], tuple[Probe, ...]]:
+        """Measured over all split seeds, and the probes of the first one."""
         total, by_seed = len(sets) * len(self.folds), []
         for number, folds in enumerate(self.folds):
             by_seed.append(
@@ -488,8 +491,7 @@ class Grid:
         measured = [
             self.measure.take(each, setting, self.folds) for each in zip(*by_seed, strict=True)
         ]
-        first = {p.features.kind: p for p in by_seed[0] if p.features.draw == 0}
-        return measured, first
+        return measured, by_seed[0]
 
     def _logistic_check(self, states: Tensor, pooling: str) -> AuditTables:
         sets = [
@@ -505,39 +507,40 @@ class Grid:
         )
 
     def _shuffled(self, states: Tensor) -> list[CellRow]:
-        """Reasoning features with labels permuted within prompts: must come out at chance."""
-        supervision = self.supervision.shuffled(self.plan.seed)
-        features = FeatureSet("reasoning", self.m, "raw")
-        (probe,) = ridge_probes(
-            states, [features], supervision, self.folds[0], self.plan, self.directions.of
-        )
-        shown = Probe(
-            FeatureSet("shuffled", self.m, "raw"), *(probe.head, probe.scores, probe.at_end),
-            probe.n_train_prompts,
-        )  # fmt: skip
-        measure = Measure(
-            supervision,
-            lengths=self.measure.lengths,
-            log_probability=self.measure.log_probability,
-            finished=self.measure.finished,
-            seed=self.plan.seed,
-        )
-        setting = Setting("controls", self.last, "last")
-        return measure.cells(measure.take([shown], setting, self.folds[:1]))
+        """Reasoning features with labels permuted within prompts: must come out at chance.
 
-    def _learning_sizes(self) -> list[int]:
-        """Powers of two from the smallest part up, and all training prompts."""
-        largest = self.supervision.n_prompts - -(-self.supervision.n_prompts // self.plan.n_folds)
-        sizes, size = [], SMALLEST_PART
-        while size < largest:
-            sizes.append(size)
-            size *= 2
-        return [*sizes, largest]
+        The mean of many permutations is judged, once with each kind of head.
+        """
+        setting = Setting("controls", self.last, "last")
+        features = FeatureSet("reasoning", self.m, "raw")
+        found = {"ridge": [], "logistic": []}
+        for number in range(N_SHUFFLES):
+            shuffled = self.supervision.shuffled(self.plan.seed + number)
+            made = ridge_probes(
+                *(states, [features], shuffled, self.folds[0], self.plan, self.directions.of)
+            )
+            found["ridge"].append((shuffled, made[0]))
+            if number < N_LOGISTIC_SHUFFLES:
+                made = logistic_probes(
+                    *(states, [features], shuffled, self.folds[0], self.directions)
+                )
+                found["logistic"].append((shuffled, made[0]))
+        cells = []
+        for each in found.values():
+            shown = replace(each[0][1], features=FeatureSet("shuffled", self.m, "raw"))
+            statistics = [s.statistics(probe.scores, self.folds[0]) for s, probe in each]
+            averaged = {
+                name: AverageStatistic(tuple(one[name] for one in statistics))
+                for name in statistics[0]
+            }
+            cells += self.measure.cells(Measured(shown, setting, averaged))
+        return cells
 
     def _scalar_columns(self, states: Tensor) -> tuple[Float[Tensor, "answers k"], list[str]]:
         rows = self.supervision.rows
-        inside = (states.double() @ self._primary_basis()).norm(dim=1)
-        norm = states.double().norm(dim=1)
+        basis = self._primary_basis()
+        inside = torch.cat([(x.double() @ basis).norm(dim=1) for x in states.split(ROWS_AT_ONCE)])
+        norm = states.norm(dim=1).double()
         columns = {name: values[rows].double() for name, values in self._scalars.items()}
         columns |= {
             "log_length": torch.from_numpy(np.log(self.measure.lengths)),
@@ -576,7 +579,7 @@ class Grid:
         cells = []
         for name, values in scores.items():
             probe = Probe(FeatureSet(name, 0, scaling="-"), "-", np.asarray(values), NAN, 0)
-            found = self.measure.take([probe], Setting("primary", -1, "-"), [None])
+            found = self.measure.take([probe], Setting("primary", -1, "-"), self.folds[:1])
             cells += self.measure.cells(found, every_interval=True)
         return cells + self._majority_cells()
 
@@ -595,8 +598,9 @@ class Grid:
         )
         return self.measure.cells(found, every_interval=True)
 
-    def _answer_rows(self, first: Mapping[str, Probe]) -> list[AnswerRow]:
+    def _answer_rows(self, probes: Sequence[Probe]) -> list[AnswerRow]:
         folds = self.folds[0]
+        first = {p.features.kind: p for p in probes if p.features.draw == 0}
         scores = [
             _standardised(first[kind].scores, folds) for kind in ("full", "reasoning", "random")
         ]
@@ -616,20 +620,23 @@ class Grid:
             for i in range(self.supervision.n)
         ]
 
-    def _curves(self, first: Mapping[str, Probe]) -> list[CurveRow]:
+    def _curves(self, probes: Sequence[Probe]) -> list[CurveRow]:
+        """Best of k for every k, by the exact expectation; random subspaces as the mean of draws."""
         s = self.supervision
         if s.task == "preferences":
             return []
-        scores = {kind: first[kind].scores for kind in ("full", "reasoning", "random")}
-        scores["log-probability"] = self._log_probability
-        scores["oracle"] = s.labels
-        rows = [
-            CurveRow(name, k + 1, found.value, found.low, found.high)
-            for name, values in scores.items()
-            for k, found in enumerate(
-                best_of_k_curve(values, s.labels, s.prompt_ids, seed=self.plan.seed)
-            )
-        ]
+        scores: dict[str, list[np.ndarray]] = {}
+        for probe in probes:
+            scores.setdefault(probe.features.kind, []).append(probe.scores)
+        scores["random"] = scores["random"][: self.plan.n_draws]
+        scores |= {"log-probability": [self._log_probability], "oracle": [s.labels]}
+        smallest = int(np.unique(s.prompt_ids.astype(str), return_counts=True)[1].min())
+        rows = []
+        for name, draws in scores.items():
+            for k in range(1, smallest + 1):
+                each = [best_of_k_statistic(x, s.labels, s.prompt_ids, k=k) for x in draws]
+                found = self.measure.resamples.interval(AverageStatistic(tuple(each)))
+                rows.append(CurveRow(name, k, found.value, found.low, found.high))
         keys = [answer.key for answer in s.table.answers]
         if any(keys):
             curve = majority_curve(keys, s.labels, s.prompt_ids.tolist(), seed=self.plan.seed)
@@ -637,34 +644,35 @@ class Grid:
         return rows
 
     def _direction_rows(self) -> list[DirectionRow]:
-        states = self.states(self.last, "last").double()
+        states = self.states(self.last, "last")
         rows = self.directions.all_directions("raw")  # (live, D)
-        coefficients = states @ rows.T
-        energy = coefficients.square().mean(0) / states.square().sum(1).mean()
-        weight = self._whitened_weight(states, rows)
-        separation = _separation(coefficients, self.supervision.labels)
-        values = self.directions.singular_values("raw")
+        whole = Moments.of(states, [0.0] * len(states))
+        along = ((rows @ whole.xx) * rows).sum(1)  # sum over answers of (v . h)^2
+        columns = (
+            self.directions.singular_values("raw"),
+            _separation(states, rows, self.supervision.labels),
+            along / whole.xx.trace(),
+            self._whitened_weight(states, rows, whole),
+        )
         return [
             DirectionRow(i, *numbers)
-            for i, numbers in enumerate(
-                zip(
-                    *(values.tolist(), separation.tolist(), energy.tolist(), weight.tolist()),
-                    strict=True,
-                )
-            )
+            for i, numbers in enumerate(zip(*(c.tolist() for c in columns), strict=True))
         ]
 
-    def _whitened_weight(self, states: Tensor, rows: Tensor) -> Float[Tensor, " live"]:
+    def _whitened_weight(
+        self, states: Tensor, rows: Tensor, whole: Moments
+    ) -> Float[Tensor, " live"]:
         """Share of |u|^2 of the head on ZCA-whitened states in each direction; chance is 1 / D."""
-        centred = states - states.mean(0)
-        values, vectors = torch.linalg.eigh(centred.T @ centred / len(states))
+        mean = whole.x / whole.weight
+        covariance = whole.xx / whole.weight - torch.outer(mean, mean)
+        values, vectors = torch.linalg.eigh(covariance)
         scale = values.clamp_min(1e-9 * values[-1]).rsqrt()
         whitening = (vectors * scale) @ vectors.T
-        blocks = inner_moments(
-            centred @ whitening, self.supervision, np.arange(len(states)), self.plan
-        )
+        blocks = inner_moments(states, self.supervision, np.arange(len(states)), self.plan)
         fit = choose_ridge(
-            blocks, standardise=False, has_intercept=self.supervision.task == "graded"
+            project_all(blocks, whitening),
+            standardise=False,
+            has_intercept=self.supervision.task == "graded",
         )
         share = (rows @ fit.weight.double()).square()
         return share / share.sum()
@@ -698,14 +706,17 @@ def _standardised(scores: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 def _separation(
-    coefficients: Float[Tensor, "answers live"], labels: np.ndarray
+    states: Float[Tensor, "answers width"], rows: Float[Tensor, "live width"], labels: np.ndarray
 ) -> Float[Tensor, " live"]:
-    """(mean of right - mean of wrong) / pooled deviation, per direction."""
-    known = torch.from_numpy(labels)
-    right, wrong = coefficients[known == 1], coefficients[known == 0]
+    """(mean of right - mean of wrong) / pooled deviation, along each direction."""
+    right, wrong = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
     if len(right) < 2 or len(wrong) < 2:
-        return torch.full((coefficients.shape[1],), NAN, dtype=torch.float64)
-    pooled = (right.var(0) * (len(right) - 1) + wrong.var(0) * (len(wrong) - 1)) / (
-        len(right) + len(wrong) - 2
-    )
-    return (right.mean(0) - wrong.mean(0)) / pooled.sqrt()
+        return torch.full((len(rows),), NAN, dtype=torch.float64)
+    means, squares = [], []
+    for part in (right, wrong):
+        found = Moments.of(states[part], [0.0] * len(part))
+        mean = rows @ (found.x / found.weight)
+        means.append(mean)
+        squares.append(((rows @ found.xx) * rows).sum(1) - len(part) * mean.square())
+    pooled = (squares[0] + squares[1]) / (len(right) + len(wrong) - 2)
+    return (means[0] - means[1]) / pooled.sqrt()

@@ -16,23 +16,27 @@ How the figures are to be read:
 HARP, arXiv 2509.11536, removes tail directions in single worked examples, without these controls.
 """
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from retrm.audit.effects import Effects, Measured, within_auroc
+from retrm.audit.effects import Effects, Measured, corrected_interventions, within_auroc
+from retrm.audit.plan import DRAWS_PER_SEED
 from retrm.audit.removal import (
     Change,
     Fill,
     Intervention,
     MeanReducer,
     State,
+    check_positions,
     expect_transformers,
     removed,
 )
@@ -65,7 +69,7 @@ from retrm.scorers.reward_model import RewardModel, check_fingerprint
 POST_NORM = "post_norm"
 """Typed in place of layers: what the LM head multiplies, with the basis of W itself."""
 
-MIN_DRAWS = 3
+MIN_DRAWS = 2  # one draw has no spread; a claim takes 19
 
 
 # ------------------------------------------------------------------------------------ the plan
@@ -80,45 +84,72 @@ class InterventionPlan:
             states of these layers, all changed together), or `post_norm` (what the LM head reads).
         sizes: of the removed subspaces, a count or a percentage of the width; all components are
             compared at equal size.
-        n_draws: random subspaces, at least 3: a single one proves nothing. As many more are drawn for
-            the control at equal energy.
-        fill: `zero` or `mean`, see `removed`.
+        n_draws: random subspaces of each size. A claim needs a rank p of .05 and so 19 of them; with
+            fewer the verdict is `too few draws`.
+        n_energy_draws: random subspaces for the control at equal energy, which makes no claim.
+        fills: what takes the place of a component, `zero` and `mean`, see `removed`. All of them are
+            measured, and Holm's correction is over all.
         spare_first: leave the attention sink at position 0 alone.
         max_prompts: prompts used, drawn at random.
-        max_answers: given answers used of each prompt, drawn at random.
+        max_answers: given answers used of each prompt, drawn at random, right and wrong ones in turn.
+            Everything is read once for every removal, so these two bound the work.
         n_samples: new answers to each prompt under each setting; 0 = accuracy is not measured.
         max_new_tokens, temperature, top_p: of the new answers.
     """
 
     layers: tuple[str, ...] = (POST_NORM, "last", "all")
     sizes: tuple[str, ...] = ("5%",)
-    n_draws: int = 3
-    fill: Fill = "zero"
+    n_draws: int = 19
+    n_energy_draws: int = 3
+    fills: tuple[Fill, ...] = ("zero", "mean")
     spare_first: bool = False
-    max_prompts: int = 50
-    max_answers: int = 8
+    max_prompts: int = 24
+    max_answers: int = 2
     n_samples: int = 0
     max_new_tokens: int = 256
     temperature: float = 0.7
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        counts = {"max_prompts": 1, "max_answers": 1, "n_samples": 0, "max_new_tokens": 1}
-        for name, least in {"n_draws": MIN_DRAWS, **counts}.items():
-            if getattr(self, name) < least:
-                raise RecipeError(f"got {name}={getattr(self, name)}; expected {least} or more")
-        if self.fill not in get_args(Fill):
-            raise RecipeError(f"got fill={self.fill!r}. {did_you_mean(self.fill, get_args(Fill))}")
-        for name in ("layers", "sizes"):
+        self._check_numbers()
+        for name in ("layers", "sizes", "fills"):
             given = getattr(self, name)
-            if isinstance(given, str) or not given or len(set(given)) < len(given):
+            is_texts = isinstance(given, tuple) and all(isinstance(text, str) for text in given)
+            if not is_texts or not given or len(set(given)) < len(given):
                 raise RecipeError(
-                    f"got {name}={given!r}; expected a tuple of different texts, at least one"
+                    f"got {name}={given!r}; expected a list (tuple) of different texts, at least one"
+                )
+        for fill in self.fills:
+            if fill not in get_args(Fill):
+                raise RecipeError(
+                    f"got fill {fill!r} in fills. {did_you_mean(fill, get_args(Fill))}"
                 )
         for text in self.layers:
             _layer_recipe(text)
         for size in self.sizes:
             SubspaceSpec.parse(f"reasoning:{size}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON, as it is read again from a file."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def _check_numbers(self) -> None:
+        least = {
+            **{"n_draws": MIN_DRAWS, "n_energy_draws": 1, "max_prompts": 1, "max_answers": 1},
+            **{"n_samples": 0, "max_new_tokens": 1},
+        }
+        for name, lowest in least.items():
+            got = getattr(self, name)
+            if type(got) is not int:
+                raise RecipeError(f"got {name}={got!r}; expected a whole number")
+            if got < lowest:
+                raise RecipeError(f"got {name}={got}; expected {lowest} or more")
+        if type(self.spare_first) is not bool:
+            raise RecipeError(f"got spare_first={self.spare_first!r}; expected true or false")
+        for name, (low, high) in {"temperature": (0, math.inf), "top_p": (0, 1)}.items():
+            got = getattr(self, name)
+            if type(got) not in (int, float) or not low <= got <= high:
+                raise RecipeError(f"got {name}={got!r}; expected a number from {low} to {high}")
 
 
 def _layer_recipe(text: str) -> Recipe:
@@ -241,7 +272,20 @@ def _chosen_rows(table: AnswerTable, plan: InterventionPlan, seed: int) -> list[
     taken: dict[str, list[int]] = {}
     for row in order.tolist():
         taken.setdefault(ids[row], []).append(row)
-    return sorted(row for rows in taken.values() for row in rows[: plan.max_answers])
+    return sorted(
+        row for rows in taken.values() for row in _in_turn(rows, table.labels)[: plan.max_answers]
+    )
+
+
+def _in_turn(rows: Sequence[int], labels: np.ndarray) -> list[int]:
+    """Right, wrong and unlabelled ones in turn, so that few answers can still be compared."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in rows:
+        kind = str(labels[row])
+        turns.append(seen[kind])
+        seen[kind] += 1
+    return [rows[i] for i in np.argsort(turns, kind="stable").tolist()]
 
 
 @dataclass(frozen=True)
@@ -276,23 +320,113 @@ def estimate_interventions(
     table: AnswerTable,
     *,
     plan: InterventionPlan,
+    grader: str | None = None,
+    choices: Mapping[str, Sequence[str]] | None = None,
+    is_scored: bool = False,
     seed: int = 0,
     overlong: Overlong = "error",
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> InterventionEstimate:
     """How many tokens `measure_interventions` with the same arguments would process.
 
+    What that refuses before the model works is refused here too, without a score at hand.
+
+    Args:
+        backbone: a transformers model.
+        table: answers, with reference answers in `gold` where new ones are asked for.
+        plan: where, what and how much.
+        grader: rule for new answers.
+        choices: options by prompt_id, for the grader `choice`.
+        is_scored: whether a score will be measured.
+        seed: of the chosen rows.
+        overlong: as in `read`.
+        tokens_per_batch: as in `read`.
+
     Raises:
-        DataError, OverlongError, RenderError, RecipeError: as `measure_interventions`.
+        BackboneError, DataError, LabelError, OverlongError, RenderError, RecipeError: as
+            `measure_interventions`.
     """
-    subject = _subject(backbone, table, plan, seed, overlong, tokens_per_batch)
-    for text in plan.layers:
-        _layer_recipe(text).layer_numbers(backbone.n_layers)
+    subject = _checked_subject(
+        *(backbone, table, plan, seed, overlong, tokens_per_batch), is_scored=is_scored
+    )
+    _check_questions(backbone, subject, plan, grader, choices or {}, seed)
     return _estimate(subject, plan, len(_sizes(plan, backbone.width)))
 
 
+def _checked_subject(
+    backbone: Backbone,
+    table: AnswerTable,
+    plan: InterventionPlan,
+    seed: int,
+    overlong: Overlong,
+    tokens_per_batch: int,
+    *,
+    is_scored: bool,
+) -> _Subject:
+    """The answers, where something can be removed and what is measured of them is defined."""
+    model = expect_transformers(backbone)
+    if plan.spare_first:
+        check_positions(model)
+    for text in plan.layers:
+        _layer_recipe(text).layer_numbers(backbone.n_layers)
+    _sizes(plan, backbone.width)  # refuses more directions than there are
+    subject = _subject(backbone, table, plan, seed, overlong, tokens_per_batch)
+    if is_scored and subject.has_labels:  # whether a prompt is mixed does not depend on the scores
+        within_auroc(subject.table, np.zeros(len(subject.table)))
+    return subject
+
+
+def _check_questions(
+    backbone: Backbone,
+    subject: _Subject,
+    plan: InterventionPlan,
+    grader: str | None,
+    choices: Mapping[str, Sequence[str]],
+    seed: int,
+) -> None:
+    """Refuse new answers that could not be sampled or graded."""
+    if plan.n_samples == 0:
+        return
+    gold, asked = subject.table.gold, subject.questions
+    if grader is None:
+        raise DataError(
+            f"got n_samples={plan.n_samples} without a grader; name one of "
+            f"{', '.join(GRADERS)}, or use n_samples=0"
+        )
+    missing = [prompt_id for prompt_id in asked if prompt_id not in gold]
+    if missing:
+        raise DataError(
+            f"got no reference answer for {len(missing)} of {len(asked)} prompts, such as "
+            f"{missing[0]!r}; expected one for each, to grade new answers. Use n_samples=0, or "
+            "leave these prompts out"
+        )
+    for prompt_id in asked:
+        is_correct(grader, None, gold[prompt_id], choices.get(prompt_id))
+    _new_answers(backbone, subject, plan, seed)  # checks when it is called, works when drawn from
+
+
+def _new_answers(
+    backbone: Backbone,
+    subject: _Subject,
+    plan: InterventionPlan,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Sampled]:
+    return sample(
+        backbone,
+        list(subject.questions.values()),
+        n=plan.n_samples,
+        temperature=plan.temperature,
+        top_p=plan.top_p,
+        max_new_tokens=plan.max_new_tokens,
+        seed=seed,
+        on_progress=on_progress,
+    )
+
+
 def _estimate(subject: _Subject, plan: InterventionPlan, n_sizes: int) -> InterventionEstimate:
-    n_settings = len(plan.layers) * n_sizes * (2 + 2 * plan.n_draws)
+    n_kinds = 2 + plan.n_draws + plan.n_energy_draws
+    n_settings = len(plan.fills) * len(plan.layers) * n_sizes * n_kinds
     n_readings = 2 + n_settings  # energies and means; the unchanged model
     n_sampled = (1 + n_settings) * len(subject.questions) * plan.n_samples
     return InterventionEstimate(
@@ -350,11 +484,14 @@ class _Subspaces:
         for point, spectrum in self.spectra.items():
             live = len(spectrum.directions())
             bases[point] = spectrum.subspace("reasoning", live)
-            for draw in range(len(self.sizes) * self.plan.n_draws):
+            for draw in range(len(self.sizes) * self.plan.n_energy_draws):
                 # Other seeds than those of the random subspaces of equal size.
-                seed = self.seed + self.plan.n_draws + draw
+                seed = self._draw_seed(self.plan.n_draws + draw)
                 bases[point, draw] = spectrum.subspace("random", live, seed=seed)
         return EnergyProfile(self.backbone.unembedding, self.states, bases)
+
+    def _draw_seed(self, draw: int) -> int:
+        return self.seed * DRAWS_PER_SEED + draw
 
     def settings(
         self, profile: EnergyProfile, means: Mapping[State, Float[Tensor, " width"]] | None
@@ -367,9 +504,10 @@ class _Subspaces:
                 cut = self.spectra[point].subspace
                 found = [("reasoning", 0, cut("reasoning", m)), ("semantic", 0, cut("semantic", m))]
                 draws = range(self.plan.n_draws)
-                found += [("random", i, cut("random", m, seed=self.seed + i)) for i in draws]
+                found += [("random", i, cut("random", m, seed=self._draw_seed(i))) for i in draws]
                 energy = profile.shares(point, layers, means)[-m:].sum().item()
-                for i in range(number * len(draws), (number + 1) * len(draws)):
+                n_energy = self.plan.n_energy_draws
+                for i in range(number * n_energy, (number + 1) * n_energy):
                     # Draws of their own for each size, so that no row stands for two.
                     found.append(
                         ("random_energy", i, profile.first((point, i), layers, energy, means))
@@ -481,10 +619,12 @@ def measure_interventions(
         FingerprintError: the score was fitted on another backbone.
         ScoreError: a score is not finite, or all scores are the same.
     """
-    expect_transformers(backbone)
-    subject = _subject(backbone, table, plan, seed, overlong, tokens_per_batch)
-    subspaces = _Subspaces.of(backbone, plan, seed)
+    subject = _checked_subject(
+        *(backbone, table, plan, seed, overlong, tokens_per_batch), is_scored=score is not None
+    )
     _check_score(backbone, subject, score)
+    _check_questions(backbone, subject, plan, grader, choices or {}, seed)
+    subspaces = _Subspaces.of(backbone, plan, seed)
     work = _Work(
         backbone=backbone,
         subject=subject,
@@ -497,23 +637,25 @@ def measure_interventions(
         tokens_per_batch=tokens_per_batch,
         meter=_Meter(_estimate(subject, plan, len(subspaces.sizes)).n_tokens, on_progress),
     )
-    work.check_questions()
     settings = work.settings(subspaces)
     reference, energies = work.reference(settings)
-    effects = Effects(
-        table=subject.table,
-        asked=list(subject.questions),
-        reference=reference,
-        fill=plan.fill,
-        spare_first=plan.spare_first,
-        seed=seed,
-        n_resamples=n_resamples,
-    )
     found = [
         (setting, work.measure(setting, energies[:, number]))
         for number, setting in enumerate(settings)
     ]
-    return effects.rows(found)
+    rows: list[InterventionRow] = []
+    for fill in plan.fills:  # each against the random subspaces that are filled alike
+        effects = Effects(
+            table=subject.table,
+            asked=list(subject.questions),
+            reference=reference,
+            fill=fill,
+            spare_first=plan.spare_first,
+            seed=seed,
+            n_resamples=n_resamples,
+        )
+        rows += effects.rows([each for each in found if each[0].change.fill == fill])
+    return corrected_interventions(rows)
 
 
 def _check_score(backbone: Backbone, subject: _Subject, score: TrainedScore | None) -> None:
@@ -527,8 +669,6 @@ def _check_score(backbone: Backbone, subject: _Subject, score: TrainedScore | No
             f"{score.name} was fitted on {len(shared)} of the {len(subject.questions)} prompts, such "
             f"as {shared[0]!r}; expected held-out prompts only. Take them out of the table"
         )
-    if subject.has_labels:  # whether any prompt is mixed does not depend on the scores
-        within_auroc(subject.table, np.zeros(len(subject.table)))
 
 
 class _Meter:
@@ -561,33 +701,15 @@ class _Work:
     tokens_per_batch: int
     meter: _Meter
 
-    def check_questions(self) -> None:
-        """Refuse new answers that could not be sampled or graded, before the model works."""
-        if self.plan.n_samples == 0:
-            return
-        gold, asked = self.subject.table.gold, self.subject.questions
-        if self.grader is None:
-            raise DataError(
-                f"got n_samples={self.plan.n_samples} without a grader; name one of "
-                f"{', '.join(GRADERS)}, or use n_samples=0"
-            )
-        missing = [prompt_id for prompt_id in asked if prompt_id not in gold]
-        if missing:
-            raise DataError(
-                f"got no reference answer for {len(missing)} of {len(asked)} prompts, such as "
-                f"{missing[0]!r}; expected one for each, to grade new answers. Use n_samples=0, or "
-                "leave these prompts out"
-            )
-        for prompt_id in asked:
-            is_correct(self.grader, None, gold[prompt_id], self.choices.get(prompt_id))
-        self._new_answers()  # checks its options when it is called, works when it is drawn from
-
     def settings(self, subspaces: _Subspaces) -> tuple[Intervention, ...]:
         """One reading of the unchanged states: how much energy to match, and means to put back."""
         profile, totals = subspaces.profile(), MeanReducer(subspaces.states)
-        has_means = self.plan.fill == "mean"
+        has_means = "mean" in self.plan.fills
         self._pass({}, {"profile": profile, **({"totals": totals} if has_means else {})})
-        return subspaces.settings(profile, totals.means() if has_means else None)
+        made: list[Intervention] = []
+        for fill in self.plan.fills:
+            made += subspaces.settings(profile, totals.means() if fill == "mean" else None)
+        return tuple(made)
 
     def reference(self, settings: Sequence[Intervention]) -> tuple[Measured, np.ndarray]:
         """The unchanged model, and the energies (answers, settings) that will be taken out."""
@@ -601,7 +723,7 @@ class _Work:
             self.backbone,
             setting.layers,
             setting.change.basis,
-            fill=self.plan.fill,
+            fill=setting.change.fill,
             means=setting.change.means or None,
             spare_first=self.plan.spare_first,
         ):
@@ -655,21 +777,12 @@ class _Work:
             return None
         ids, gold = list(self.subject.questions), self.subject.table.gold
         correct = []
-        for drawn in self._new_answers():
+        for drawn in _new_answers(
+            *(self.backbone, self.subject, self.plan, self.seed),
+            lambda done, _: self.meter.within(done * self.plan.max_new_tokens),
+        ):
             asked = ids[drawn.prompt]
             options = self.choices.get(asked)
             correct.append(is_correct(str(self.grader), drawn.response, gold[asked], options))
         self.meter.complete(len(correct) * self.plan.max_new_tokens)
         return np.array(correct, dtype=np.float64)
-
-    def _new_answers(self) -> Iterator[Sampled]:
-        return sample(
-            self.backbone,
-            list(self.subject.questions.values()),
-            n=self.plan.n_samples,
-            temperature=self.plan.temperature,
-            top_p=self.plan.top_p,
-            max_new_tokens=self.plan.max_new_tokens,
-            seed=self.seed,
-            on_progress=lambda done, _: self.meter.within(done * self.plan.max_new_tokens),
-        )

@@ -7,7 +7,7 @@ looks: a grid of a thousand cells always has a best one.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from retrm.errors import RecipeError, did_you_mean
@@ -17,12 +17,14 @@ from retrm.features.subspace import SubspaceSpec
 AuditPooling = Literal["last", "mean", "max", "gate"]
 Matrix = Literal["raw", "folded", "centred", "centred_folded"]
 MATRICES: tuple[Matrix, ...] = get_args(Matrix)
+DRAWS_PER_SEED = 10_000  # more than anyone draws: seeds of two plans never meet
 QUICK: Mapping[str, Any] = {
     "widths": ("5%", "25%"),
     "poolings": ("last", "mean"),
     "n_primary_draws": 20,
     "n_split_seeds": 1,
     "n_learning_repeats": 1,
+    "n_layer_draws": 5,
 }
 
 
@@ -37,7 +39,8 @@ class AuditPlan:
         layers: for the sweep, as a recipe spells them; the last layer must be among them.
         n_draws: random subspaces of each exploratory setting, at least 2; 20 or more make a band.
         n_primary_draws: random subspaces of the primary contrast; 99 allow a rank p of .01.
-        n_layer_draws: random subspaces at each layer of the sweep.
+        n_layer_draws: random subspaces at each layer of the sweep; with few of them hardly any
+            difference can stand, since their spread is known badly.
         n_folds: of the outer cross-validation, by prompt.
         n_inner_folds: of the choice of the penalty inside each training part, by prompt (of ridge
             heads; the logistic head is that of `retrm fit`, which uses 3).
@@ -53,11 +56,11 @@ class AuditPlan:
     layers: str = "all"
     n_draws: int = 20
     n_primary_draws: int = 99
-    n_layer_draws: int = 5
+    n_layer_draws: int = 20
     n_folds: int = 5
     n_inner_folds: int = 3
     n_split_seeds: int = 3
-    n_learning_repeats: int = 3
+    n_learning_repeats: int = 5
     n_band_steps: int = 24
     seed: int = 0
 
@@ -66,10 +69,18 @@ class AuditPlan:
             **{"n_draws": 2, "n_primary_draws": 2, "n_layer_draws": 1, "n_folds": 2},
             **{"n_inner_folds": 2, "n_split_seeds": 1, "n_learning_repeats": 1, "n_band_steps": 2},
         }
-        for name, lowest in least.items():
+        for name, lowest in {**least, "seed": 0}.items():
             got = getattr(self, name)
+            if type(got) is not int:
+                raise RecipeError(f"got {name}={got!r}; expected a whole number")
             if got < lowest:
                 raise RecipeError(f"got {name}={got}; expected {lowest} or more")
+        for name in ("widths", "poolings"):
+            got = getattr(self, name)
+            if not isinstance(got, tuple) or not all(isinstance(text, str) for text in got):
+                raise RecipeError(f'got {name}={got!r}; expected a list of texts, such as ["5%"]')
+        if not isinstance(self.size, str):
+            raise RecipeError(f'got size={self.size!r}; expected text, such as "5%" or "64"')
         if not 0 <= self.seed < 2**31:
             raise RecipeError(f"got seed={self.seed}; expected an integer from 0 to 2**31 - 1")
         for pooling in self.poolings:
@@ -93,6 +104,37 @@ class AuditPlan:
     def quick(cls) -> Self:
         """A smaller grid for a first look: two widths, two poolings, 20 draws, one split."""
         return cls(**QUICK)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """A plan from JSON or TOML; lists become tuples, unknown keys are errors.
+
+        Raises:
+            RecipeError: an unknown key, or a value that is impossible.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise RecipeError(f"unknown plan key {key!r}. {did_you_mean(key, known)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    def draw_seed(self, draw: int) -> int:
+        """Seed of a random subspace: another seed of the plan gives other subspaces."""
+        return self.seed * DRAWS_PER_SEED + draw
+
+    @property
+    def smallest_part(self) -> int:
+        """Prompts of the smallest training part: enough to be dealt into inner folds."""
+        return max(4, self.n_inner_folds)
+
+    def learning_sizes(self, n_prompts: int) -> list[int]:
+        """Prompts of the training parts of the learning curve: powers of two, and all there are."""
+        largest = n_prompts - -(-n_prompts // self.n_folds)
+        sizes, size = [], self.smallest_part
+        while size < largest:
+            sizes.append(size)
+            size *= 2
+        return [*sizes, largest]
 
     def m(self, width: int) -> int:
         """Directions of the primary contrast at this state width."""

@@ -18,7 +18,7 @@ from retrm.audit.directions import Directions, FeatureSet
 from retrm.audit.plan import AuditPlan
 from retrm.audit.supervision import Supervision
 from retrm.features.reduce import Features
-from retrm.fitting.fit import fit_head
+from retrm.fitting.fit import out_of_fold
 from retrm.fitting.ridge import Moments, RidgeFit, choose_ridge, project_many
 from retrm.fitting.threads import one_thread_if_small
 from retrm.methods import method
@@ -26,6 +26,7 @@ from retrm.methods import method
 Basis = Float[Tensor, "width m"] | None
 # Bases that are projected together: their stacked width bounds memory, not the result.
 _COLUMNS_AT_ONCE = 4096
+ROWS_AT_ONCE = 8192  # states in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,8 @@ def ridge_probes(
             smaller parts lie in larger ones.
         subset_seed: of that order.
     """
-    x = states.double()
-    blocks = None if n_prompts is not None else _blocks(x, supervision, folds, plan)
-    scores = np.full((len(sets), len(x)), np.nan)
+    blocks = None if n_prompts is not None else _blocks(states, supervision, folds, plan)
+    scores = np.full((len(sets), len(states)), np.nan)
     at_end, n_train = np.zeros(len(sets)), []
     for fold in range(plan.n_folds):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
@@ -82,12 +82,13 @@ def ridge_probes(
         inner = (
             _training_blocks(blocks, fold)
             if blocks is not None
-            else inner_moments(x, supervision, train, plan)
+            else inner_moments(states, supervision, train, plan)
         )
         n_train.append(len(set(supervision.prompt_ids[train].tolist())))
         with one_thread_if_small(states.numel()):
             columns, biases, ends = _fit_sets(inner, sets, supervision, directions)
-        scores[:, test] = (x[test] @ columns + biases).T.numpy()
+        for rows in np.array_split(test, 1 + len(test) // ROWS_AT_ONCE):
+            scores[:, rows] = (states[rows].double() @ columns + biases).T.numpy()
         at_end += ends
     n_mean = round(float(np.mean(n_train)))
     return tuple(
@@ -199,11 +200,16 @@ def logistic_probes(
     out = []
     for number, features in enumerate(sets):
         basis = directions.of(features)
-        values = states if basis is None else (states.double() @ basis).float()
+        values = states if basis is None else _projected(states, basis)
         out.append(_logistic(values, features, supervision, folds, seed))
         if on_probe is not None:
             on_probe(number + 1, len(sets))
     return tuple(out)
+
+
+def _projected(states: Tensor, basis: Float[Tensor, "width m"]) -> Float[Tensor, "answers m"]:
+    """In float64 by parts: the tail is weak and float32 products would round it."""
+    return torch.cat([(part.double() @ basis).float() for part in states.split(ROWS_AT_ONCE)])
 
 
 def _logistic(
@@ -211,15 +217,23 @@ def _logistic(
 ) -> Probe:
     chosen = replace(method("last_token"), standardise=features.scaling == "standardised")
     whole = Features(values, torch.arange(len(values) + 1), True)
-    scores, ends, n_train = np.full(len(values), np.nan), [], []
-    for fold in np.unique(folds):
-        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        with one_thread_if_small(values.numel()):
-            fitted = fit_head(chosen, whole.take(train), supervision.targets.take(train), seed=seed)
-        scores[test] = fitted.head.score(whole.take(test)).double().numpy()
-        ends.append(bool(fitted.report["lam_is_at_end"]))
-        n_train.append(len(set(supervision.prompt_ids[train].tolist())))
-    return Probe(features, "logistic", scores, float(np.mean(ends)), round(float(np.mean(n_train))))
+    ends: list[bool] = []
+    scores = out_of_fold(
+        chosen,
+        whole,
+        supervision.targets,
+        folds,
+        seed=seed,
+        on_fit=lambda fitted: ends.append(bool(fitted.report["lam_is_at_end"])),
+    )
+    n_train = mean_training_prompts(supervision, folds)
+    return Probe(features, "logistic", scores, float(np.mean(ends)), n_train)
+
+
+def mean_training_prompts(supervision: Supervision, folds: np.ndarray) -> int:
+    """Prompts in a training part, mean over folds, rounded."""
+    n_folds = len(np.unique(folds))
+    return round(supervision.n_prompts * (n_folds - 1) / n_folds)
 
 
 def gated_probe(
@@ -241,14 +255,9 @@ def gated_probe(
         folds: (n,) outer folds.
         seed: of the gradient loop.
     """
-    values = tokens.values.float() if basis is None else tokens.values.float() @ basis.float()
+    values = tokens.values
+    if basis is not None:  # in parts: the tokens themselves stay in the precision they were kept in
+        values = torch.cat([part.float() @ basis.float() for part in values.split(ROWS_AT_ONCE)])
     whole = Features(values, tokens.offsets, False)
-    chosen = method("elhsr")
-    scores, n_train = np.full(whole.n_answers, np.nan), []
-    for fold in np.unique(folds):
-        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        fitted = fit_head(chosen, whole.take(train), supervision.targets.take(train), seed=seed)
-        with torch.no_grad():
-            scores[test] = fitted.head.score(whole.take(test)).double().numpy()
-        n_train.append(len(set(supervision.prompt_ids[train].tolist())))
-    return Probe(features, "gated", scores, float("nan"), round(float(np.mean(n_train))))
+    scores = out_of_fold(method("elhsr"), whole, supervision.targets, folds, seed=seed)
+    return Probe(features, "gated", scores, float("nan"), mean_training_prompts(supervision, folds))

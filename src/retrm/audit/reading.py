@@ -43,7 +43,9 @@ def recipes_of(plan: AuditPlan, width: int, *, counts_end: bool = True) -> dict[
     if "max" in plan.poolings:
         m = plan.m(width)
         names = {kind: "full" if kind == "full" else f"{kind}:{m}" for kind in MAX_KINDS}
-        names.update({f"random.{i}": f"random:{m}@{i}" for i in range(plan.n_draws)})
+        names.update(
+            {f"random.{i}": f"random:{m}@{plan.draw_seed(i)}" for i in range(plan.n_draws)}
+        )
         for name, subspace in names.items():
             out[f"max.{name}"] = Recipe(subspace=subspace, pooling="max", counts_end=counts_end)
     if "gate" in plan.poolings:
@@ -60,8 +62,8 @@ def reducers_of(
     for name, recipe in recipes.items():
         if not name.startswith("max.") or recipe.subspace == "full":
             continue
-        part, _, draw = name.removeprefix("max.").partition(".")
-        basis = fitter.subspace(part, plan.m(backbone.width), seed=int(draw or 0))
+        spec = SubspaceSpec.parse(recipe.subspace)
+        basis = fitter.subspace(spec.part, plan.m(backbone.width), seed=spec.seed)
         out[name] = Reducer(recipe, backbone, bases={"post_norm": basis})
     return out
 
@@ -88,8 +90,9 @@ class AuditReading:
     elapsed_s: float
 
     def states(self, layer: int, pooling: str) -> Float[Tensor, "answers width"]:
-        """Pooled post_norm states of one layer."""
+        """Pooled post_norm states of one layer; `prompt_end` is kept of the last one only."""
         if pooling == "prompt_end":
+            assert layer == self.layers[-1]
             return self.features["prompt_end"].values
         at = self.layers.index(layer) * self.width
         return self.features.columns(pooling, at, at + self.width).values

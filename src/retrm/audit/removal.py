@@ -89,6 +89,11 @@ class Change:
     basis: Subspace
     means: Means
 
+    @property
+    def fill(self) -> Fill:
+        """What takes the place of the component."""
+        return "mean" if self.means else "zero"
+
     def coefficients(
         self, layer: int, states: Float[Tensor, "... width"]
     ) -> Float[Tensor, "... subspace"]:
@@ -154,11 +159,7 @@ def _hook(
 
 def _positions(model: TransformersBackbone, hooks: ExitStack) -> Callable[[], Tensor]:
     """A function that gives the position ids of the pass that is under way."""
-    if not model.located.takes_positions:
-        raise RecipeError(
-            f"got spare_first=True, but {model.name} ({model.located.model_type}) takes no position "
-            "ids, so its first tokens cannot be told; use spare_first=False"
-        )
+    check_positions(model)
     seen: dict[str, Tensor] = {}
 
     def note(_module: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
@@ -173,6 +174,19 @@ def _positions(model: TransformersBackbone, hooks: ExitStack) -> Callable[[], Te
     handle = model.located.decoder.register_forward_pre_hook(note, with_kwargs=True)
     hooks.callback(handle.remove)
     return lambda: seen["ids"]
+
+
+def check_positions(model: TransformersBackbone) -> None:
+    """Refuse to spare first tokens that cannot be told.
+
+    Raises:
+        RecipeError: the model takes no position ids.
+    """
+    if not model.located.takes_positions:
+        raise RecipeError(
+            f"got spare_first=True, but {model.name} ({model.located.model_type}) takes no position "
+            "ids, so its first tokens cannot be told; use spare_first=False"
+        )
 
 
 def expect_transformers(backbone: Backbone) -> TransformersBackbone:

@@ -2,33 +2,42 @@
 
 A folder holds everything: `reading/` (the stored states, which a killed reading goes on from),
 `stages/` (one finished stage each), and, written last, the tables with `audit.json`. A second run with
-the same data, model and plan takes up what is there; another plan needs another folder.
+the same data, model and plan takes up what is there; another plan needs another folder. Whatever can
+be refused is refused before the model reads, and a refused run leaves nothing behind.
 """
 
 import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from retrm import __version__
 from retrm.audit.energy import energy_rows
 from retrm.audit.grid import Grid
-from retrm.audit.intervene import InterventionPlan, TrainedScore, measure_interventions
+from retrm.audit.intervene import (
+    InterventionEstimate,
+    InterventionPlan,
+    TrainedScore,
+    estimate_interventions,
+    measure_interventions,
+)
 from retrm.audit.measure import corrected
 from retrm.audit.plan import AuditPlan
-from retrm.audit.reading import AuditReading, read_answers
+from retrm.audit.reading import AuditReading, checked_layers, read_answers
 from retrm.audit.supervision import Supervision
 from retrm.audit.tables import AuditTables
 from retrm.audit.verdict import verdicts
 from retrm.backbone.base import Backbone
 from retrm.backbone.batching import TOKENS_PER_BATCH
-from retrm.errors import StoreError
-from retrm.features.read import Overlong, Progress
+from retrm.data.grade import GRADERS
+from retrm.errors import DataError, OutputError, StoreError, did_you_mean
+from retrm.features.read import Overlong, Progress, render_all
 from retrm.features.recipe import Recipe
 from retrm.features.reduce import Features
 from retrm.files import write_json
@@ -38,6 +47,11 @@ from retrm.records import AnswerTable
 
 OnStage = Callable[[str, int, int], None]
 ACCOUNT_INTERVAL_S = 30.0
+STAGE_VERSION = 2
+"""Raised by hand whenever a stage of the same plan would give other figures than before."""
+_SECONDS = "stage_s"
+UNFIT_GRADERS = ("choice",)  # a table of answers does not keep the options that it needs
+AUDIT_GRADERS = tuple(name for name in GRADERS if name not in UNFIT_GRADERS)
 
 
 def audit(
@@ -72,13 +86,24 @@ def audit(
         on_stage: called with (name of the stage, steps done, steps in all).
 
     Raises:
-        LabelError, DataError: the data cannot be audited; found before the model works.
-        StoreError: the folder holds another audit.
-        RecipeError, RenderError, OverlongError: before the model works.
+        LabelError, DataError: the data cannot be audited, or an intervention not made on them.
+        BackboneError: an intervention on what is no transformers model.
+        StoreError: the folder holds another audit, or figures of another version.
+        OutputError: the folder cannot be written.
+        RecipeError, RenderError, OverlongError: as they say. All of these before the model works.
     """
-    check_supervision(table, plan, label_threshold=label_threshold)
+    ready = check_audit(
+        *(table, backbone, plan),
+        overlong=overlong,
+        label_threshold=label_threshold,
+        interventions=interventions,
+        grader=grader,
+        tokens_per_batch=tokens_per_batch,
+    )
     judged = table.judged(label_threshold=label_threshold)
-    check_folder(folder, judged, backbone, plan, overlong=overlong)
+    header = check_folder(folder, judged, backbone, plan, overlong=overlong)
+    if not _is_begun(folder) or not (folder / "plan.json").is_file():
+        write_json(folder / "plan.json", header)
     account = _Account(folder)
 
     def on_progress(progress: Progress) -> None:
@@ -95,10 +120,12 @@ def audit(
         tokens_per_batch=tokens_per_batch,
         on_progress=on_progress,
     )
-    supervision = Supervision.of(table, reading.rows.tolist(), label_threshold=label_threshold)
-    grid = Grid(reading, supervision, backbone.unembedding, plan)
+    grid = Grid(reading, ready.supervision, backbone.unembedding, plan)
     facts = {
-        **account.close(reading),
+        "n_tokens": _tokens_read(reading, table, grid.m),
+        "reading_s": account.close(reading),
+        "n_truncated": reading.n_truncated,
+        "n_skipped": reading.n_skipped,
         "model": Path(backbone.name).name,  # a file's folder is nobody's business
         "data": data,
         "fingerprint": asdict(backbone.fingerprint),
@@ -109,10 +136,18 @@ def audit(
     }
     extra = {}
     if interventions is not None:
-        name = _intervention_stage(interventions)
-        facts["interventions"] = asdict(interventions)
+        name = intervention_stage(interventions, grader, table)
+        is_graded = interventions.n_samples > 0
+        facts["interventions"] = {
+            **interventions.as_dict(),
+            "grader": grader if is_graded else None,
+        }
         extra[name] = lambda: intervene_on(
-            grid, backbone, interventions, grader=grader, on_stage=on_stage
+            *(grid, backbone, interventions),
+            grader=grader,
+            overlong=overlong,
+            tokens_per_batch=tokens_per_batch,
+            on_progress=on_stage and (lambda done, total: on_stage(name, done, total)),
         )
     tables = audit_states(
         grid,
@@ -126,6 +161,72 @@ def audit(
     return tables
 
 
+@dataclass(frozen=True)
+class ReadyAudit:
+    """What is known of an audit before the model works.
+
+    Attributes:
+        supervision: of the answers that fit the context.
+        interventions: their work; None = none are asked for.
+    """
+
+    supervision: Supervision
+    interventions: InterventionEstimate | None
+
+
+def check_audit(
+    table: AnswerTable,
+    backbone: Backbone,
+    plan: AuditPlan,
+    *,
+    overlong: Overlong = "error",
+    label_threshold: float | None = None,
+    interventions: InterventionPlan | None = None,
+    grader: str | None = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> ReadyAudit:
+    """Refuse whatever an audit could not end with; the model does not run.
+
+    Args:
+        table: judged answers.
+        backbone: the frozen model.
+        plan: what is compared.
+        overlong: answers beyond the context.
+        label_threshold: grades at or above it are right.
+        interventions: what to remove; None = nothing.
+        grader: rule for new answers.
+        tokens_per_batch: budget of a forward pass.
+
+    Raises:
+        RetrmError: as `audit`, but for those of the folder.
+    """
+    check_supervision(table, plan, label_threshold=label_threshold)
+    checked_layers(plan, backbone)
+    fitting = render_all(backbone, table.answers, overlong=overlong)
+    if not fitting.rows:
+        raise DataError(
+            f"got {len(table)} answers, none of which fits the context of {backbone.name}, "
+            f"{backbone.context_length} tokens; shorten them, or choose another model"
+        )
+    supervision = Supervision.of(table, fitting.rows, label_threshold=label_threshold)
+    supervision.check_folds(plan)
+    if interventions is None:
+        return ReadyAudit(supervision, None)
+    if interventions.n_samples:
+        check_grader(grader)
+    estimate = estimate_interventions(
+        backbone,
+        supervision.table.take(_held_out(supervision.folds(plan))),
+        plan=interventions,
+        grader=grader,
+        is_scored=True,
+        seed=plan.seed,
+        overlong=overlong,
+        tokens_per_batch=tokens_per_batch,
+    )
+    return ReadyAudit(supervision, estimate)
+
+
 def check_supervision(
     table: AnswerTable, plan: AuditPlan, *, label_threshold: float | None = None
 ) -> None:
@@ -136,15 +237,37 @@ def check_supervision(
         DataError: too few prompts for the folds.
     """
     supervision = Supervision.of(table, range(len(table)), label_threshold=label_threshold)
-    folds = supervision.folds(plan)
-    for fold in range(plan.n_folds):  # the inner folds need prompts as well
-        supervision.inner_folds(np.flatnonzero(folds == fold), plan)
+    supervision.check_folds(plan)
 
 
-def _intervention_stage(plan: InterventionPlan) -> str:
-    """A name of its own for every plan, so that a finished one is not taken for another."""
-    digest = hashlib.sha256(json.dumps(asdict(plan), sort_keys=True).encode()).hexdigest()
-    return f"interventions-{digest[:8]}"
+def check_grader(grader: str | None) -> None:
+    """Refuse a rule by which an audit cannot judge new answers.
+
+    Raises:
+        DataError: an unknown one, or one that needs options.
+    """
+    if grader in UNFIT_GRADERS:
+        raise DataError(
+            f"got grader {grader!r}, which needs the options of every question; an audit does not "
+            f"keep them. Use one of {', '.join(AUDIT_GRADERS)}"
+        )
+    if grader not in AUDIT_GRADERS:
+        raise DataError(
+            f"got grader {grader!r}; expected a known one. {did_you_mean(str(grader), AUDIT_GRADERS)}"
+        )
+
+
+def intervention_stage(plan: InterventionPlan, grader: str | None, table: AnswerTable) -> str:
+    """A name for everything that the figures depend on, so that none is taken for another's."""
+    parts: list[object] = [plan.as_dict()]
+    if plan.n_samples:
+        parts += [grader, sorted(table.gold.items())]
+    return f"interventions-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]}"
+
+
+def _held_out(folds: np.ndarray) -> list[int]:
+    """Rows of the fold on which interventions are measured."""
+    return np.flatnonzero(folds == 0).tolist()
 
 
 def intervene_on(
@@ -153,15 +276,29 @@ def intervene_on(
     plan: InterventionPlan,
     *,
     grader: str | None = None,
-    on_stage: OnStage | None = None,
+    overlong: Overlong = "error",
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> AuditTables:
     """Remove components while the model works, and watch the head on the full state.
 
-    The head is the one of `retrm fit` on the last token's full state, fitted on four of the outer
-    folds; everything is measured on prompts of the first fold only.
+    The head is the one of `retrm fit` on the last token's full state, fitted on all outer folds but
+    the first; everything is measured on prompts of the first one only.
+
+    Args:
+        grid: reading, supervision and plan.
+        backbone: that was read.
+        plan: what is removed.
+        grader: rule for new answers.
+        overlong: as the answers were read.
+        tokens_per_batch: budget of a forward pass.
+        on_progress: told tokens done and tokens in all.
+
+    Raises:
+        RetrmError: as `measure_interventions`.
     """
     supervision, folds = grid.supervision, grid.folds[0]
-    train, test = np.flatnonzero(folds != 0), np.flatnonzero(folds == 0)
+    train, test = np.flatnonzero(folds != 0), _held_out(folds)
     states = grid.states(grid.last, "last")[train]
     features = Features(states, torch.arange(len(train) + 1), True)
     head = fit_head(
@@ -176,14 +313,14 @@ def intervene_on(
     )
     rows = measure_interventions(
         backbone,
-        supervision.table.take(test.tolist()),
+        supervision.table.take(test),
         plan=plan,
         score=score,
         grader=grader if plan.n_samples else None,
         seed=grid.plan.seed,
-        on_progress=None
-        if on_stage is None
-        else lambda done, total: on_stage("interventions", done, total),
+        overlong=overlong,
+        tokens_per_batch=tokens_per_batch,
+        on_progress=on_progress,
     )
     return AuditTables(facts={}, interventions=rows)
 
@@ -209,16 +346,15 @@ def audit_states(
         more_stages: run after those of the grid.
         on_stage: progress.
     """
-    started = time.monotonic()
-    parts = []
+    parts: dict[str, AuditTables] = {}
     for name, make in {**grid.stages(), **(more_stages or {})}.items():
         if only and name not in only:
             continue
         if on_stage is not None:
             on_stage(name, 0, 1)
             grid.on_step = lambda done, total, name=name: on_stage(name, done, total)
-        parts.append(_stage(folder, name, make))
-    tables = _joined(parts)
+        parts[name] = _stage(folder, name, make)
+    tables = _joined(tuple(parts.values()))
     if energy is not None:
         judged = grid.supervision
         rows = energy_rows(energy.take(judged.rows), m=grid.m, prompt_ids=judged.prompt_ids)
@@ -230,7 +366,7 @@ def audit_states(
             **_grid_facts(grid),
             **tables.facts,
             **(facts or {}),
-            "fitting_s": time.monotonic() - started,
+            **_seconds(parts, more_stages or {}),
         },
     )
     return replace(tables, verdicts=verdicts(tables))
@@ -243,8 +379,8 @@ def check_folder(
     plan: AuditPlan,
     *,
     overlong: Overlong = "error",
-) -> None:
-    """Take `folder` for this audit, or find that it is this one's.
+) -> dict[str, Any]:
+    """Find that `folder` is free for this audit, or holds this one; nothing is written.
 
     Args:
         folder: of the audit.
@@ -253,35 +389,84 @@ def check_folder(
         plan: what is compared.
         overlong: policy for answers beyond the context; it decides which are read.
 
+    Returns:
+        What marks the folder as this audit's.
+
     Raises:
-        StoreError: it holds another audit.
-        OutputError: it cannot be written.
+        StoreError: it holds another audit, or figures of another version.
+        OutputError: it is no folder.
     """
+    check_output(folder)
     header = {
+        "retrm": __version__,
+        "stage_version": STAGE_VERSION,
         "plan": json.loads(json.dumps(plan.as_dict())),
         "fingerprint": asdict(backbone.fingerprint),
         "answers": _digest(table),
         "overlong": overlong,
     }
-    path = folder / "plan.json"
-    if path.is_file():
-        try:
-            stored = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            stored = {}
-        for key, words in (
-            ("answers", "other answers or labels"),
-            ("fingerprint", "another model"),
-            ("plan", "another plan"),
-            ("overlong", "another policy for over-long answers"),
-        ):
-            if stored.get(key) != header[key]:
-                raise StoreError(
-                    f"{folder} holds an audit of {words}; choose another folder, or delete this one "
-                    "to start again"
-                )
-        return
-    write_json(path, header)
+    stored = _json(folder / "plan.json")
+    if stored is None:
+        if finished_stages(folder):
+            raise StoreError(
+                f"{folder} holds finished stages, but no plan.json that says of which audit; delete "
+                f"{folder / 'stages'} to make them again, or choose another folder"
+            )
+        return header
+    if not _is_begun(folder):  # a run that was stopped before anything was made
+        return header
+    if stored.get("stage_version") != STAGE_VERSION:
+        raise StoreError(
+            f"{folder} holds figures of retrm {stored.get('retrm', 'of an older version')} (stages "
+            f"{stored.get('stage_version', 1)}), which this one, {__version__} (stages "
+            f"{STAGE_VERSION}), would make otherwise. Nothing was deleted. Delete "
+            f"{folder / 'stages'} and {folder / 'plan.json'} to make them again, the reading is kept; "
+            "or choose another folder"
+        )
+    for key, words in (
+        ("answers", "other answers or labels"),
+        ("fingerprint", "another model"),
+        ("plan", "another plan"),
+        ("overlong", "another policy for over-long answers"),
+    ):
+        if stored.get(key) != header[key]:
+            raise StoreError(
+                f"{folder} holds an audit of {words}; choose another folder, or delete this one "
+                "to start again"
+            )
+    return header
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a path that cannot become the folder of an audit.
+
+    Raises:
+        OutputError: a file lies there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; expected a folder, or a name that is free")
+
+
+def finished_stages(folder: Path) -> frozenset[str]:
+    """Names of the stages that lie in `folder`."""
+    return frozenset(path.parent.name for path in folder.glob("stages/*/audit.json"))
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether anything was made there."""
+    has_reading = any((folder / "reading").glob("*"))
+    return has_reading or (folder / "audit.json").is_file() or bool(finished_stages(folder))
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """None without the file; {} where it is unreadable."""
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _digest(table: AnswerTable) -> str:
@@ -297,21 +482,39 @@ def _digest(table: AnswerTable) -> str:
 
 def _stage(folder: Path | None, name: str, make: Callable[[], AuditTables]) -> AuditTables:
     if folder is None:
-        return make()
+        return _timed(make)
     place = folder / "stages" / name
     if (place / "audit.json").is_file():
         return AuditTables.load(place)
     place.mkdir(parents=True, exist_ok=True)
-    made = make()
+    made = _timed(make)
     made.save(place)
     return made
+
+
+def _timed(make: Callable[[], AuditTables]) -> AuditTables:
+    """With the seconds that it took among its facts."""
+    started = time.monotonic()
+    made = make()
+    return replace(made, facts={**made.facts, _SECONDS: time.monotonic() - started})
+
+
+def _seconds(
+    parts: Mapping[str, AuditTables], interventions: Mapping[str, object]
+) -> dict[str, float]:
+    """Seconds in which the finished stages were made, whenever that was."""
+    took = {name: part.facts[_SECONDS] for name, part in parts.items()}
+    facts = {"fitting_s": sum((s for name, s in took.items() if name not in interventions), 0.0)}
+    if interventions:
+        facts["interventions_s"] = sum(s for name, s in took.items() if name in interventions)
+    return facts
 
 
 def _joined(parts: Sequence[AuditTables]) -> AuditTables:
     """All rows of all parts, and their facts."""
     names = [f.name for f in fields(AuditTables) if f.name not in ("facts", "extra")]
     rows = {name: tuple(row for part in parts for row in getattr(part, name)) for name in names}
-    facts = {key: value for part in parts for key, value in part.facts.items()}
+    facts = {k: value for part in parts for k, value in part.facts.items() if k != _SECONDS}
     return AuditTables(facts=facts, **rows)
 
 
@@ -332,33 +535,52 @@ def _grid_facts(grid: Grid) -> dict[str, Any]:
         "m": grid.m,
         "n_draws": plan.n_primary_draws,
         "n_folds": plan.n_folds,
-        "split_seeds": plan.n_split_seeds,
+        "n_split_seeds": plan.n_split_seeds,
         "matrices": list(grid.matrices),
         "settings": plan.as_dict(),
     }
 
 
+def _tokens_read(reading: AuditReading, table: AnswerTable, m: int) -> int:
+    """Of all answers that were read, those of a prompt once, whichever runs read them."""
+    ids = table.prompt_ids[reading.rows].tolist()
+    rows = energy_rows(reading.features["energy"], m=m, prompt_ids=ids)
+    return sum(row.n_tokens for row in rows if row.layer == 0)
+
+
 class _Account:
-    """Tokens and seconds of a reading, those of runs that were killed included (to half a minute)."""
+    """Seconds of a reading, those of runs that were killed included (to half a minute).
+
+    A store that holds more shards than were accounted for was filled by something else as well: then
+    nobody knows the seconds.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "reading.json"
-        stored = json.loads(self._path.read_text("utf-8")) if self._path.is_file() else {}
-        self._before = stored.get("n_tokens", 0), stored.get("reading_s", 0.0)
+        self._path, self._store = folder / "reading.json", folder / "reading"
+        stored = _json(self._path) or {}
+        self._n_shards = self._count()
+        n_known = stored.get("n_shards", 0)
+        self._before: float | None = stored.get("reading_s", 0.0)
+        if self._n_shards != n_known:  # more than we made, or a reading that was deleted
+            self._before = None if self._n_shards > n_known else 0.0
         self._last = time.monotonic()
 
     def note(self, progress: Progress) -> None:
-        """Keep the account of a running reading."""
-        if time.monotonic() - self._last > ACCOUNT_INTERVAL_S:
-            self._last = time.monotonic()
-            self._write(progress.tokens_done, progress.elapsed_s)
+        """Keep the account of a running reading, at the latest when the store has grown."""
+        n_shards = self._count()
+        if n_shards > self._n_shards or time.monotonic() - self._last > ACCOUNT_INTERVAL_S:
+            self._n_shards, self._last = n_shards, time.monotonic()
+            self._write(progress.elapsed_s)
 
-    def close(self, reading: AuditReading) -> dict[str, Any]:
-        """The facts of the finished reading."""
-        facts = self._write(reading.n_tokens, reading.elapsed_s if reading.n_tokens else 0.0)
-        return {**facts, "n_truncated": reading.n_truncated, "n_skipped": reading.n_skipped}
+    def close(self, reading: AuditReading) -> float | None:
+        """Seconds of the finished reading; None = not known."""
+        self._n_shards = self._count()
+        return self._write(reading.elapsed_s if reading.n_tokens else 0.0)
 
-    def _write(self, n_tokens: int, seconds: float) -> dict[str, Any]:
-        facts = {"n_tokens": self._before[0] + n_tokens, "reading_s": self._before[1] + seconds}
-        write_json(self._path, facts)
-        return facts
+    def _count(self) -> int:
+        return sum(1 for _ in self._store.glob("shard-*"))
+
+    def _write(self, seconds: float) -> float | None:
+        total = None if self._before is None else self._before + seconds
+        write_json(self._path, {"reading_s": total, "n_shards": self._n_shards})
+        return total

@@ -32,7 +32,8 @@ class Supervision:
         table: the answers that were read and are judged.
         task: `graded` (right or wrong labels) or `preferences` (pairs).
         rows: (n,) where each row stands in the reading.
-        n_unjudged: answers that were read and carry neither label nor pair.
+        n_unjudged: answers that were read and take no part: without a label, or, where the data hold
+            preferences, without a pair.
     """
 
     table: AnswerTable
@@ -122,6 +123,31 @@ class Supervision:
     def inner_folds(self, rows: np.ndarray, plan: AuditPlan) -> np.ndarray:
         """(len(rows),) inner fold of some training rows."""
         return prompt_folds(self.prompt_ids[rows], plan.n_inner_folds, seed=plan.seed)
+
+    def check_folds(self, plan: AuditPlan) -> None:
+        """Refuse data on which some training part could not be fitted, before anything is read.
+
+        Raises:
+            DataError: fewer prompts than folds.
+            LabelError: a training part, or what is left of one when its penalty is chosen, has right
+                or wrong answers only.
+        """
+        for seed in range(plan.n_split_seeds):
+            folds = self.folds(plan, seed)
+            for fold in range(plan.n_folds):
+                self.inner_folds(np.flatnonzero(folds == fold), plan)
+                if self.task == "graded":
+                    self._check_part(np.flatnonzero(folds != fold), plan)
+
+    def _check_part(self, train: np.ndarray, plan: AuditPlan) -> None:
+        inner = self.inner_folds(train, plan)
+        for kept in [train, *(train[inner != k] for k in range(plan.n_inner_folds))]:
+            if len(np.unique(self.labels[kept])) < 2:
+                raise LabelError(
+                    f"got {self.n_prompts} prompts, {self.n_mixed} with right and wrong answers; some "
+                    f"training parts ({plan.n_folds} folds, {plan.n_inner_folds} inner ones) would hold "
+                    "answers of one label only. Bring more mixed prompts, or ask for fewer folds"
+                )
 
     def shuffled(self, seed: int) -> Self:
         """The same answers with labels permuted, or pairs turned round, within each prompt."""

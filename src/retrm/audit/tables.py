@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from retrm.errors import StoreError
 from retrm.files import atomic_write, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,11 @@ class CellRow:
         metric: `within_auroc` (mean over mixed prompts), `within_auroc_pairs` (pair-weighted),
             `pooled_auroc` (mean over folds), `best_of_n`, `pair_accuracy`, `length_matched_auroc`,
             `residual_auroc`, `finished_within_auroc`, `log_loss`, `brier`, `ece`.
-        value, low, high: with the 95 % interval over prompts; low = high = NaN where none is made.
+        value, low, high: with the 95 % interval over prompts, heads held fixed: nothing is fitted
+            again in a resample. low = high = NaN where none is made.
         n: rows or pairs behind the metric.
         n_prompts: prompts resampled.
+        n_undefined: resamples in which the metric was undefined (one class only) and left out.
         at_end: share of folds in which an end of the penalty grid was chosen; NaN for baselines.
     """
 
@@ -71,6 +73,7 @@ class CellRow:
     high: float
     n: int
     n_prompts: int
+    n_undefined: int
     at_end: float
 
 
@@ -82,13 +85,16 @@ class ContrastRow:
         role: `primary`, `economy` or `exploratory`; fixed by the plan, before looking.
         sweep, matrix, m, layer, pooling, head, n_train_prompts, metric: as in `CellRow`.
         first, second: feature kinds; a random kind stands for the mean over its draws.
-        value, low, high: 95 % interval over prompts.
+        value, low, high: 95 % interval over prompts, heads held fixed.
         n_prompts: prompts resampled.
         n_draws: random draws behind `second`; 0 where it is not random.
         rank_p: (1 + draws at least as good as `first`) / (1 + draws); NaN without draws.
-        holm_p: two-sided p-value of the difference (normal; bootstrap standard error and, against
-            random subspaces, the spread of their draws, added in squares) after Holm's correction over the exploratory contrasts of the audit with the same metric; NaN for the
-            primary and the economy contrast.
+        p: two-sided p-value of the difference, uncorrected: Student t over the bootstrap standard
+            error and, where they apply, the spread of the random draws and that of repetitions,
+            added in squares. NaN without a standard error, or with a single draw.
+        df: its degrees of freedom by Welch-Satterthwaite; infinite for the bootstrap alone.
+        holm_p: p after Holm's correction over the exploratory contrasts of the audit with the same
+            metric; NaN for the primary and the economy contrast.
     """
 
     role: str
@@ -108,6 +114,8 @@ class ContrastRow:
     n_prompts: int
     n_draws: int
     rank_p: float
+    p: float
+    df: float
     holm_p: float
 
 
@@ -181,7 +189,8 @@ class AnswerRow:
         label: 1, 0 or NaN.
         n_tokens: judged tokens.
         finished: 1, 0 (cut) or NaN (unknown).
-        full, reasoning, random: scores (random: of draw 0), each fold standardised.
+        full, reasoning, random: scores, each fold standardised; random: of draw 0 alone, since a mean
+            of scores would be that of an ensemble.
         log_probability: mean, nats a token.
     """
 
@@ -226,8 +235,11 @@ class InterventionRow:
         difference, difference_low, difference_high: paired, minus `none`; NaN for `none` itself.
         minus_random, minus_random_low, minus_random_high: paired, this effect minus the mean effect
             of the `random` rows of the same m at the same layers; NaN for `none` and random kinds.
-        random_p: two-sided, of `minus_random` (normal, bootstrap standard error), uncorrected; NaN
-            without one, and for `energy_removed`, which is no effect.
+        rank_p: (1 + random draws whose effect is at least as high) / (1 + draws), as in
+            `ContrastRow`; NaN for `none`, random kinds and `energy_removed`, which is no effect.
+        random_p: two-sided, of `minus_random`, uncorrected: Student t over the bootstrap standard
+            error and the spread of the draws, added in squares; NaN where `rank_p` is, and with a
+            single prompt or draw.
         random_holm_p: after Holm's correction over all interventions and measures of the audit.
         n: rows behind it.
     """
@@ -249,6 +261,7 @@ class InterventionRow:
     minus_random: float
     minus_random_low: float
     minus_random_high: float
+    rank_p: float
     random_p: float
     random_holm_p: float
     n: int
@@ -260,10 +273,11 @@ class Verdict:
 
     Attributes:
         question: `specificity` (reasoning against random of the same width), `economy` (against the
-            full state), `labels` (by number of labels), `confidence` (beyond scalars), `length`,
-            `layers`, `use` (interventions).
-        answer: `helps`, `no better than random`, `hurts`, `within margin`, `worse than full`,
-            `undecided`, or as documented in `retrm.audit.verdict`.
+            full state), `sanity`, `labels` and `labels_full` (by number of labels, against random
+            and against the full state), `layers`, `confidence` and `confidence_random` (what the
+            subspace adds to scalars, and whether more than random ones do), `length`, `use`
+            (interventions).
+        answer: as documented in `retrm.audit.verdict`.
         sentence: for a person.
         is_primary: fixed before looking; all others are exploratory.
     """
@@ -292,10 +306,11 @@ class AuditTables:
     """All tables of an audit, its facts and its verdicts.
 
     Attributes:
-        facts: plain JSON (None where a figure does not apply): model, data, task (`graded` or `preferences`), metric (of record),
-            n_answers, n_prompts, n_mixed, n_pairs, n_cut, n_skipped, n_truncated, n_tokens,
-            reading_s, fitting_s, width, n_layers, m (of the primary contrast), n_draws, n_folds,
-            split_seeds, pass_at_1, oracle, fingerprint, settings of the plan.
+        facts: plain JSON (None where a figure does not apply): model, data, task (`graded` or
+            `preferences`), metric (of record),
+            n_answers, n_prompts, n_mixed, n_pairs, n_unjudged, n_cut, n_skipped, n_truncated,
+            n_tokens, reading_s, fitting_s, width, n_layers, m (of the primary contrast), n_draws,
+            n_folds, n_split_seeds, pass_at_1, oracle, fingerprint, settings of the plan.
         verdicts: in words, the primary ones first.
     """
 

@@ -5,8 +5,12 @@
 'within-prompt AUROC'
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from retrm.audit.rules import has_interval
+from retrm.audit.tables import CellRow, ContrastRow
+from retrm.metrics import format_interval, format_number
 
 
 @dataclass(frozen=True)
@@ -96,3 +100,21 @@ KINDS: Mapping[str, Kind] = {
 def kind_in_words(kind: str) -> str:
     """At length, for a sentence; a name without an entry stays as it is."""
     return KINDS[kind].long if kind in KINDS else kind
+
+
+def figure_in_words(row: ContrastRow | CellRow) -> str:
+    """`.812 [.790, .833]`, or the number and that it has no interval."""
+    if has_interval(row):
+        return format_interval(row.value, row.low, row.high)
+    return f"{format_number(row.value)} (no interval)"
+
+
+def span_in_words(values: Sequence[float]) -> str:
+    """`-.012 to -.008`, or the one value there is."""
+    low, high = format_number(min(values)), format_number(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def p_in_words(value: float) -> str:
+    """`.042`, or that it is smaller than is worth telling."""
+    return "< .001" if value < 0.001 else format_number(value)

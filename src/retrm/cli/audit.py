@@ -14,7 +14,8 @@ from retrm.cli.console import Report, err, out, print_json, progress, reading_pr
 from retrm.cli.console import table as text_table
 from retrm.cli.options import Output
 from retrm.cli.settings import checked, read_settings
-from retrm.errors import RecipeError
+from retrm.errors import RecipeError, did_you_mean
+from retrm.records import OVERLONG
 
 if TYPE_CHECKING:
     from retrm.audit.estimate import AuditEstimate
@@ -32,7 +33,7 @@ def audit(
     quick: bool = False,
     pooling: list[str] | None = None,
     interventions: bool = False,
-    n_samples: int = 0,
+    n_samples: int | None = None,
     grader: str = "numeric",
     dry_run: bool = False,
     config: Path | None = None,
@@ -41,7 +42,7 @@ def audit(
     empty: str = "error",
     label_threshold: float | None = None,
     overlong: str = "error",
-    seed: int = 0,
+    seed: int | None = None,
     dtype: str = "float32",
     device: str = "cpu",
     json: bool = False,
@@ -74,13 +75,15 @@ def audit(
         Also remove components of the state while the model works and measure what changes.
     n_samples
         With --interventions: new answers to each question under each removal, for accuracy; needs
-        reference answers in the data.
+        reference answers in the data. Default 0. It takes far longer than all else: see --dry-run.
     grader
-        Rule that judges the new answers: numeric, choice, exact or math.
+        Rule that judges the new answers: numeric, exact or math.
     dry_run
-        Print tokens, seconds and bytes, and stop; a short trial reading is made for the speed.
+        Print tokens, seconds and bytes, and stop; short trials are made for the speed. What the
+        output folder holds already is taken off.
     config
-        TOML file with the tables [plan] and [interventions] for everything else.
+        TOML file with the tables [plan] and [interventions] for everything else; options that are
+        given here count more.
     format
         Record format, if the columns fit several.
     attribute
@@ -92,7 +95,7 @@ def audit(
     overlong
         Answers beyond the context: error, truncate_left or skip; the last two are counted.
     seed
-        Of folds, random subspaces and resamples.
+        Of folds, random subspaces and resamples; default 0.
     dtype
         Of the backbone: float32, bfloat16, float64 or auto.
     device
@@ -102,7 +105,7 @@ def audit(
     """
     from retrm.audit.estimate import estimate_audit
     from retrm.audit.run import audit as run_audit
-    from retrm.audit.run import check_supervision
+    from retrm.audit.run import check_grader, check_output, check_supervision
     from retrm.backbone.load import load_backbone
     from retrm.data.load import load_table
     from retrm.reports.canvas import check_plotting
@@ -111,12 +114,24 @@ def audit(
     plan = _plan(settings.get("plan", {}), quick=quick, pooling=pooling, seed=seed)
     removal = _removal(settings.get("interventions"), interventions, n_samples)
     check_plotting()
+    check_output(output)
+    if overlong not in OVERLONG:
+        raise RecipeError(f"got --overlong {overlong!r}. {did_you_mean(overlong, OVERLONG)}")
+    if removal is not None and removal.n_samples:
+        check_grader(grader)
     answers = load_table(data, format=format, attribute=attribute, empty=empty)  # type: ignore[arg-type]
     check_supervision(answers, plan, label_threshold=label_threshold)
     backbone = load_backbone(model, dtype=dtype, device=device)
     err.print(f"{len(answers):,} answers to {len(answers.candidate_sets()):,} prompts from {data}")
     if dry_run:
-        estimate = estimate_audit(backbone, answers, plan, overlong=overlong)  # type: ignore[arg-type]
+        estimate = estimate_audit(
+            *(backbone, answers, plan),
+            folder=output,
+            overlong=overlong,  # type: ignore[arg-type]
+            label_threshold=label_threshold,
+            interventions=removal,
+            grader=grader,
+        )
         _print_estimate(estimate, json)
         return
     with reading_progress("reading") as on_reading, _stages() as on_stage:
@@ -138,19 +153,20 @@ def audit(
 
 
 def _plan(
-    values: Mapping[str, Any], *, quick: bool, pooling: list[str] | None, seed: int
+    values: Mapping[str, Any], *, quick: bool, pooling: list[str] | None, seed: int | None
 ) -> "AuditPlan":
     from retrm.audit.plan import QUICK, AuditPlan
 
-    given = checked(values, [field.name for field in fields(AuditPlan)], "[plan]")
-    merged = {**(QUICK if quick else {}), "seed": seed, **given}
+    merged = {**(QUICK if quick else {}), **values}
     if pooling:
         merged["poolings"] = tuple(pooling)
-    return _made(AuditPlan, merged, "[plan]")
+    if seed is not None:
+        merged["seed"] = seed
+    return AuditPlan.from_dict(merged)
 
 
 def _removal(
-    values: Mapping[str, Any] | None, wanted: bool, n_samples: int
+    values: Mapping[str, Any] | None, wanted: bool, n_samples: int | None
 ) -> "InterventionPlan | None":
     from retrm.audit.intervene import InterventionPlan
 
@@ -163,16 +179,9 @@ def _removal(
         return None
     names = [field.name for field in fields(InterventionPlan)]
     given = checked(values or {}, names, "[interventions]")
-    if n_samples:
+    if n_samples is not None:
         given["n_samples"] = n_samples
-    return _made(InterventionPlan, given, "[interventions]")
-
-
-def _made(kind: type, values: Mapping[str, Any], where: str) -> Any:
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise RecipeError(f"cannot read {where}: {error}") from error
+    return InterventionPlan(**given)
 
 
 @contextlib.contextmanager
@@ -201,10 +210,22 @@ def _print_estimate(estimate: "AuditEstimate", json: bool) -> None:
         ["tokens", f"{estimate.n_tokens:,}"],
         ["tokens a second (trial)", f"{estimate.tokens_per_s:,.0f}"],
         ["reading", duration(estimate.reading_s)],
+        ["heads to fit", f"{estimate.n_fits:,}"],
         ["fitting (within a factor of two)", duration(estimate.fitting_s)],
-        ["disk", f"{estimate.disk_bytes / 1e6:,.0f} MB"],
     ]
-    out.print(text_table("dry run: nothing was written", ["", ""], rows))
+    if (work := estimate.interventions) is not None:
+        rows += [
+            ["removals", f"{work.n_settings:,}"],
+            ["given answers read under each", f"{work.n_answers:,}"],
+            ["tokens read under removals", f"{work.read_tokens:,}"],
+            ["tokens of new answers, at most", f"{work.sampled_tokens:,}"],
+            ["interventions, at most", duration(estimate.interventions_s)],
+        ]
+    rows += [
+        ["disk", f"{estimate.disk_bytes / 1e6:,.0f} MB"],
+        ["memory, beside the model", f"{estimate.memory_bytes / 1e6:,.0f} MB"],
+    ]
+    out.print(text_table("dry run: nothing was written; what is left to do", ["", ""], rows))
 
 
 def duration(seconds: float) -> str:
@@ -215,11 +236,15 @@ def duration(seconds: float) -> str:
 
 
 def _write_report(folder: Path, tables: "AuditTables") -> None:
-    from retrm.reports.audit_figures import draw_audit, write_pictures
+    from retrm.reports.audit_figures import FIGURES, draw_audit, write_pictures
     from retrm.reports.audit_page import write_audit_page
 
     pictures = draw_audit(tables)
     write_pictures(folder / "figures", pictures)
+    drawn = {picture.kind.name for picture in pictures}
+    for kind in FIGURES:  # of an earlier run, with tables that this one does not have
+        if kind.name not in drawn:
+            (folder / "figures" / f"{kind.name}.png").unlink(missing_ok=True)
     write_audit_page(folder / "audit.html", tables, pictures=pictures)
 
 

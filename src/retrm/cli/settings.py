@@ -20,6 +20,8 @@ def read_settings(config: Path | None, tables: Iterable[str]) -> dict[str, dict[
         values = tomllib.loads(config.read_text("utf-8"))
     except OSError as error:
         raise RecipeError(f"cannot read {config}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{config} is no text in UTF-8; expected a TOML file") from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{config} is no valid TOML: {error}") from error
     known = tuple(tables)

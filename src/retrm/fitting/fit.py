@@ -28,6 +28,7 @@ from retrm.fitting.convex import (
 )
 from retrm.fitting.gradient import Epoch, fit_gradient
 from retrm.fitting.targets import Targets, check_targets, default_loss
+from retrm.fitting.threads import one_thread_if_small
 from retrm.heads.artifact import Artifact, BackboneIdentity
 from retrm.heads.base import Head
 from retrm.heads.linear import LinearHead
@@ -206,14 +207,50 @@ def cross_fit(
         have different scales: compare within prompts, or per fold.
     """
     folds = prompt_folds(prompt_ids, n_folds, seed=seed)
-    scores = np.full(len(folds), np.nan)
-    for fold in range(n_folds):
-        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        fitted = fit_head(method, features.take(train), targets.take(train), seed=seed)
-        scores[test] = fitted.head.score(features.take(test)).double().numpy()
+    done = 0
+
+    def count(_: FittedHead) -> None:
+        nonlocal done
+        done += 1
         if on_fold is not None:
-            on_fold(fold + 1, n_folds)
+            on_fold(done, n_folds)
+
+    scores = out_of_fold(method, features, targets, folds, seed=seed, on_fit=count)
     return scores, folds
+
+
+def out_of_fold(
+    method: Method,
+    features: Features,
+    targets: Targets,
+    folds: np.ndarray,
+    *,
+    seed: int = 0,
+    on_fit: Callable[[FittedHead], None] | None = None,
+) -> np.ndarray:
+    """Scores by heads fitted on all folds but the answer's own.
+
+    Args:
+        method: what to fit.
+        features: of all answers.
+        targets: of all answers.
+        folds: (n,) fold of each answer; answers to one prompt must share theirs.
+        seed: of the fits.
+        on_fit: called with the head of each fold, in ascending order of the folds.
+
+    Returns:
+        (n,) scores.
+    """
+    scores = np.full(len(folds), np.nan)
+    for fold in np.unique(folds):
+        train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+        with one_thread_if_small(features.values.numel()):
+            fitted = fit_head(method, features.take(train), targets.take(train), seed=seed)
+        with torch.no_grad():
+            scores[test] = fitted.head.score(features.take(test)).double().numpy()
+        if on_fit is not None:
+            on_fit(fitted)
+    return scores
 
 
 def fit(

@@ -15,7 +15,7 @@ the interval of one statistic, `paired_difference` that of a difference under th
     pairs       the same for right x wrong pairs: AUROC of several kinds
     residuals   scores less what length and confidence explain
     intervals   bootstrap over prompts
-    p_values    rank among random draws, Holm's correction
+    p_values    rank among random draws, Student t of several errors, Holm's correction
     text        figures in words
 
     >>> from retrm.metrics import clustered_bootstrap, mean_statistic
@@ -32,7 +32,7 @@ from retrm.metrics.intervals import (
     clustered_bootstrap,
     paired_difference,
 )
-from retrm.metrics.p_values import holm, rank_p_value
+from retrm.metrics.p_values import draw_error, holm, rank_p_value, student_p_value, welch_p_value
 from retrm.metrics.pairs import (
     AUROCStatistic,
     FoldAUROCStatistic,
@@ -91,6 +91,7 @@ __all__ = [
     "brier",
     "calibration_statistic",
     "clustered_bootstrap",
+    "draw_error",
     "expected_best_of_k",
     "expected_calibration_error",
     "fold_auroc_statistic",
@@ -105,7 +106,9 @@ __all__ = [
     "paired_difference",
     "rank_p_value",
     "residual_scores",
+    "student_p_value",
     "subset_weights",
+    "welch_p_value",
     "within_prompt_auroc",
     "within_prompt_auroc_statistic",
 ]

@@ -118,32 +118,21 @@ class Resamples:
         """Two-sided p-value of first - second being 0; raises as `interval`.
 
         The smallest is 2 / (1 + n_resamples), too coarse for a correction over hundreds of
-        comparisons: see `normal_p_value`.
+        comparisons: `welch_p_value` of `standard_error` is not bound by the number of resamples.
         """
         gaps = self._defined(DifferenceStatistic(first, second))
         n_tail = min((gaps <= _ROUNDING).sum(), (gaps >= -_ROUNDING).sum())
         return min(1.0, 2 * float(1 + n_tail) / (1 + len(gaps)))
 
-    def normal_p_value(
-        self, first: PromptStatistic, second: PromptStatistic, *, more_error: float = 0.0
-    ) -> float:
-        """The same by the normal approximation, 2 Phi(-|difference| / standard error).
+    def standard_error(self, first: PromptStatistic, second: PromptStatistic) -> float:
+        """Bootstrap standard error of first - second; NaN with a single prompt, which has none.
 
-        The error is that of the resamples, with `more_error` (a standard deviation of what the
-        resamples cannot know, such as the choice of a random subspace) added in squares.
-
-        Its resolution is not bound by the number of resamples, so that it can be corrected for many
-        comparisons. 1 where neither the difference nor its error differs from 0 beyond rounding; NaN
-        with a single prompt, whose resamples are all the same.
+        Raises:
+            DataError: as `interval`.
         """
         if len(self.prompts) < 2:
             return math.nan
-        statistic = DifferenceStatistic(first, second)
-        error = math.hypot(float(self._defined(statistic).std(ddof=1)), more_error)
-        gap = abs(float(statistic(np.ones((1, len(self.prompts))))[0]))
-        if error <= _ROUNDING:
-            return 1.0 if gap <= _ROUNDING else 0.0
-        return math.erfc(gap / error / math.sqrt(2))
+        return float(self._defined(DifferenceStatistic(first, second)).std(ddof=1))
 
     def _defined(self, statistic: PromptStatistic) -> np.ndarray:
         values = self.values(statistic)

@@ -2,20 +2,28 @@
 
     rank   (1 + number of draws at least as good) / (1 + draws)          (Davison & Hinkley 1997, 4.2)
     Holm   sorted ascending, p_(i) * (k - i + 1), running maximum, at most 1           (Holm 1979)
+    Welch  Student t of gap / sqrt(sum e_i^2), df = (sum e_i^2)^2 / sum(e_i^4 / df_i)
+                                                          (Welch 1947; Satterthwaite 1946)
 
-The p-value of a paired difference needs the resamples: see `retrm.metrics.intervals`.
+The p-value of a paired difference by resamples alone: see `retrm.metrics.intervals`.
 
 >>> from retrm.metrics.p_values import holm
 >>> holm([0.01, 0.04, 0.03]).round(4).tolist()
 [0.03, 0.06, 0.06]
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from retrm.errors import ScoreError
 from retrm.metrics.checks import finite_scores
+
+# Below this a difference or its error is rounding, not a figure.
+_ROUNDING = 1e-12
+# From here on Student t is the normal distribution to four digits of p, at 8 standard errors even.
+_NORMAL_DF = 1e7
 
 
 def rank_p_value(value: float, draws: Sequence[float]) -> float:
@@ -57,3 +65,109 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     adjusted = np.full(given.shape, np.nan)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return adjusted
+
+
+def welch_p_value(gap: float, errors: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Two-sided p-value of a difference with several sources of chance, some known from few draws.
+
+    Each error is a standard deviation with the degrees of freedom it was estimated from: infinity
+    for that of a bootstrap, k - 1 for the spread of k random draws. A spread that is known from few
+    draws is itself uncertain; the normal distribution would ignore that.
+
+    Args:
+        gap: the difference, of either sign.
+        errors: (error, degrees of freedom) of each source; independent of each other.
+
+    Returns:
+        p between 0 and 1, and the degrees of freedom by Welch-Satterthwaite, infinite where no
+        finite source takes part. (1, df) where neither the gap nor its error differs from 0 beyond
+        rounding, (0, df) where the error alone vanishes; (NaN, NaN) where a figure is NaN: no claim.
+
+    Raises:
+        ScoreError: no errors, one that is negative or infinite, or degrees of freedom not above 0.
+    """
+    if not errors:
+        raise ScoreError("got no errors; expected one (error, degrees of freedom) or more")
+    if any(math.isnan(x) for x in (gap, *(x for pair in errors for x in pair))):
+        return math.nan, math.nan
+    for error, df in errors:
+        if not (0 <= error < math.inf and df > 0):
+            raise ScoreError(
+                f"got error {error} with {df} degrees of freedom; expected 0 or more, finite, with "
+                "degrees of freedom above 0 (infinity where the error is known)"
+            )
+    total = math.fsum(error**2 for error, _ in errors)
+    # Shares of the variance, so that tiny errors do not vanish in their fourth power.
+    shares = [(error**2 / total, df) for error, df in errors] if total else []
+    uncertainty = math.fsum(share**2 / df for share, df in shares)
+    df = 1 / uncertainty if uncertainty else math.inf
+    if math.sqrt(total) <= _ROUNDING:
+        return (1.0 if abs(gap) <= _ROUNDING else 0.0), df
+    return student_p_value(gap / math.sqrt(total), df), df
+
+
+def draw_error(draws: Sequence[float]) -> tuple[float, float]:
+    """Error of one more draw minus the mean of these, with its degrees of freedom, for `welch_p_value`.
+
+    sd sqrt(1 + 1/k) with k - 1: were the figure of interest one more random draw, it would lie about
+    so far from the mean of the others.
+
+    Args:
+        draws: (k,) a figure for random opponents.
+
+    Returns:
+        (NaN, NaN) for a single draw, which tells nothing of a spread.
+
+    Raises:
+        ScoreError: a number is NaN or infinite, or there are no draws.
+    """
+    values = finite_scores(draws, "draws")
+    if len(values) < 2:
+        return math.nan, math.nan
+    return float(values.std(ddof=1)) * math.sqrt(1 + 1 / len(values)), float(len(values) - 1)
+
+
+def student_p_value(t: float, df: float) -> float:
+    """Two-sided tail of Student's t: I_x(df / 2, 1 / 2) with x = df / (df + t^2).
+
+    Source: Abramowitz & Stegun 26.7.1 and 26.5.8 (continued fraction of the incomplete beta I).
+
+    Args:
+        t: statistic, of either sign, possibly infinite.
+        df: degrees of freedom, above 0; infinity gives the normal distribution.
+    """
+    if math.isinf(t):
+        return 0.0
+    if df >= _NORMAL_DF:
+        return math.erfc(abs(t) / math.sqrt(2))
+    # 1 - x is worked out by itself: near t = 0 it would be lost in 1 - x.
+    return _incomplete_beta(df / (df + t * t), t * t / (df + t * t), df / 2, 0.5)
+
+
+def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:
+    """Regularised I_x(a, b), with rest = 1 - x."""
+    if x <= 0 or rest <= 0:
+        return 0.0 if x <= 0 else 1.0
+    if x > (a + 1) / (a + b + 2):  # there the fraction of the other tail converges faster
+        return 1.0 - _incomplete_beta(rest, x, b, a)
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    log_front += a * math.log(x) + b * math.log(rest)
+    return min(1.0, math.exp(log_front) / a / _beta_fraction(x, a, b))
+
+
+def _beta_fraction(x: float, a: float, b: float, *, most: int = 20_000) -> float:
+    """1 + d1/(1 + d2/(1 + ...)) of the incomplete beta, by Lentz's method from the front."""
+    tiny = 1e-300
+    value, c, d = 1.0, 1.0, 0.0
+    for i in range(1, most):
+        m = i // 2
+        if i % 2:
+            step = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        else:
+            step = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        d = 1 / ((1 + step * d) or tiny)
+        c = (1 + step / c) or tiny
+        value *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return value

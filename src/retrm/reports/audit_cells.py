@@ -100,7 +100,7 @@ def band_figure(tables: AuditTables) -> "Figure | None":
 
 
 def layer_figure(tables: AuditTables) -> "Figure | None":
-    """Metric of record against the layer, every layer in the basis that fits it."""
+    """Metric of record against the layer, every layer as the final norm sees it."""
     kinds = ("full", "reasoning", "semantic", "random")
     return _draw(
         tables,

@@ -67,12 +67,14 @@ FIGURES: tuple[FigureKind, ...] = (
         "contrasts",
         "How sure are the differences?",
         "Every point is one kind of features minus another on the same prompts; the bar is its 95 % "
-        "interval over prompts. The shaded strip is the margin within which a difference does not "
+        "interval over prompts, heads held fixed. The shaded strip is the margin within which a difference does not "
         "matter. Only the primary contrast, and the one against the full state, were fixed before "
         "looking.",
-        "The primary interval (reasoning minus random) lies wholly to the right of zero.",
-        "It lies within the margin, or to the left of zero. An interval that crosses both zero and "
-        "the margin decides nothing.",
+        "The primary interval (reasoning minus random) lies wholly to the right of zero, and hardly "
+        "any single random subspace does as well: rank p of .05 or less among 19 or more.",
+        "It lies within the margin, or to the left of zero with hardly any random subspace as bad. An "
+        "interval that crosses both zero and the margin decides nothing; one that excludes zero "
+        "while more random subspaces lie as far out is within their spread.",
         ("contrasts",),
         contrasts_figure,
     ),
@@ -112,8 +114,9 @@ FIGURES: tuple[FigureKind, ...] = (
     FigureKind(
         "layers",
         "Does it hold at other layers?",
-        "The last layer is one among many. At every layer the subspaces belong to the LM head with "
-        "the final norm folded in where the state has not passed it.",
+        "The last layer is one among many. The states of every layer are passed through the final "
+        "norm and read with the LM head as it stands, as if the model ended there (a logit-lens "
+        "reading). A layer before the last was not trained to be read so.",
         "The reasoning line runs above the grey band at most layers, not at a few picked afterwards.",
         "It runs inside or below the band. If the full state of a middle layer beats everything at "
         "the last one, the choice of the layer matters more than that of the subspace.",
@@ -145,7 +148,7 @@ FIGURES: tuple[FigureKind, ...] = (
         "Does it pick better answers?",
         "Accuracy when k candidates are drawn and the one with the highest score is kept, an exact "
         "expectation over all subsets. Majority votes need no score; the oracle keeps a right "
-        "answer whenever there is one.",
+        "answer whenever there is one. Random is the mean over random subspaces.",
         "The reasoning curve rises above random, majority and log-probability.",
         "It runs with or below random or log-probability, which costs nothing to read.",
         ("curves",),
@@ -155,7 +158,7 @@ FIGURES: tuple[FigureKind, ...] = (
         "length",
         "Is it only length?",
         "Out-of-fold scores of the answers against their number of tokens, with Pearson's "
-        "correlation over all answers and within prompts.",
+        "correlation over all answers and within prompts. Random is one random subspace, the first.",
         "Right and wrong answers lie apart at every length, and the correlation is small.",
         "The correlation is large and the two clouds overlap at equal length: the head reads length.",
         ("answers",),
@@ -189,10 +192,11 @@ FIGURES: tuple[FigureKind, ...] = (
         "A component of the state is removed while the model works. A head that reads something is "
         "no proof that the model uses it; this is nearer to one. The dashed line is the untouched "
         "model; points are single random draws.",
-        "Removing the reasoning component costs accuracy, and clearly more than removing a random "
-        "one of the same size.",
-        "It costs no more than a random one. Removing the semantic component must hurt: it is what "
-        "the logits are made of.",
+        "Removing the reasoning component costs accuracy, clearly more than removing random ones of "
+        "the same size, and more than random ones that take out the same energy.",
+        "It costs no more than random ones of the same size, or of the same energy: subspaces of one "
+        "size hold unequal energy. Removing the semantic component must hurt: it is what the logits "
+        "are made of.",
         ("interventions",),
         interventions_figure,
     ),

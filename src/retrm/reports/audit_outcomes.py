@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from retrm.audit.rules import MARGIN
 from retrm.audit.tables import AnswerRow, AuditTables, ContrastRow, InterventionRow
-from retrm.audit.verdict import MARGIN, at_equal_energy
+from retrm.audit.use import at_equal_energy
 from retrm.reports.canvas import (
     BLUE,
     DASHES,
@@ -197,7 +198,7 @@ def length_figure(tables: AuditTables) -> "Figure | None":
         _draw_scores(axes, rows, kind)
         axes.set_xlabel("tokens of the answer")
         axes.tick_params(labelleft=True)
-        headline(axes, feature_name(kind))
+        headline(axes, "random, one draw" if kind == "random" else feature_name(kind))
     panels[0].set_ylabel("score (standard deviations)")
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper right", ncols=3, frameon=False, labelcolor=INK)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from retrm.audit.rules import DRAWS_FOR_A_CLAIM
 from retrm.audit.tables import ROW_TYPES, AuditTables, CellRow, ContrastRow, Verdict
 from retrm.features.caveat import CAVEAT
 from retrm.files import atomic_write
@@ -36,10 +37,12 @@ QUESTIONS: Mapping[str, str] = {
     "specificity": "Is the reasoning subspace better than random directions?",
     "economy": "Is it as good as the full state?",
     "sanity": "Is the measurement itself sound?",
-    "labels": "Does it help where labels are few?",
-    "confidence": "Does it say more than confidence and length?",
+    "labels": "Is it better than random directions where labels are few?",
+    "labels_full": "Is it better than the full state where labels are few?",
+    "layers": "Is it better than random directions at other layers?",
+    "confidence": "Does it add to confidence and length?",
+    "confidence_random": "Does it add more to them than random directions do?",
     "length": "Is it more than the length of the answer?",
-    "layers": "Does the layer matter?",
     "use": "Does the model use it?",
 }
 READING = (
@@ -49,12 +52,13 @@ READING = (
 )
 INTERVALS = (
     "Numbers in brackets are 95 % intervals over prompts: other questions of the same kind would "
-    "move a figure about that far. A difference whose interval holds zero is not established."
+    "move a figure about that far. The heads are held fixed: fitting them on other questions would "
+    "move it further. A difference whose interval holds zero is not established."
 )
 _CSS_PIXELS = 0.56
 # How an answer begins, for the colour of its card; anything else, and a mixed answer, is neutral.
 _GOOD = ("helps", "within margin", "not length alone", "costs more", "within chance")
-_BAD = ("hurts", "worse than full", "reverses", "leaks")
+_BAD = ("hurts", "worse than", "reverses", "leaks")
 _MAIN_METRICS = ("within_auroc", "pair_accuracy", "pooled_auroc", "best_of_n")
 
 
@@ -385,7 +389,7 @@ def _contrasts(tables: AuditTables) -> str:
         "<section><h2>All paired differences</h2><details><summary>"
         f"{len(tables.contrasts):,} differences, {n_others:,} of them exploratory</summary>"
         "<div class=scroll><table><thead><tr><th>difference</th><th>role</th><th>metric</th>"
-        "<th>value</th><th>rank p</th><th>Holm p</th></tr></thead>"
+        "<th>value</th><th>rank p</th><th>p</th><th>Holm p</th></tr></thead>"
         f"<tbody>{rows}</tbody></table></div></details></section>"
     )
 
@@ -396,7 +400,7 @@ def _contrast(row: ContrastRow) -> str:
         f"<tr><th scope=row>{escape(contrast_name(row))}</th><td>{escape(row.role)}</td>"
         f"<td>{escape(metric_name(row.metric))}</td>"
         f"<td><b>{signed(row.value)}</b> <span>{interval}</span></td>"
-        f"<td>{number(row.rank_p)}</td><td>{number(row.holm_p)}</td></tr>"
+        f"<td>{number(row.rank_p)}</td><td>{number(row.p)}</td><td>{number(row.holm_p)}</td></tr>"
     )
 
 
@@ -432,6 +436,7 @@ def _notes_on_answers(facts: Mapping[str, Any]) -> list[str]:
         notes.append(f"{n_cut:,} of {n_answers:,} answers ({share:.1%}) were cut.{warning}")
     for key, words in (
         ("n_skipped", "were left out because they did not fit the context"),
+        ("n_unjudged", "were left out because they have neither a label nor a pair"),
         ("n_truncated", "lost the beginning of their prompt to fit the context"),
     ):
         if is_number(facts.get(key)):
@@ -444,15 +449,15 @@ def _notes_on_fits(tables: AuditTables) -> list[str]:
     primary = (row.n_draws for row in tables.contrasts if row.role == "primary")
     n_draws = next(primary, facts.get("n_draws"))
     if is_number(n_draws):
-        few = " Fewer than 20 draws make no band." if n_draws < 20 else ""
+        few = f" A claim needs {DRAWS_FOR_A_CLAIM} or more." if n_draws < DRAWS_FOR_A_CLAIM else ""
         notes.append(
             f"{n_draws} random subspaces in the primary contrast; the smallest rank p they allow is "
             f"{number(1 / (1 + n_draws))}.{few}"
         )
     if is_number(facts.get("n_folds")):
-        seeds = facts.get("split_seeds")
-        seeds_text = f", split seeds {_plain(seeds)}" if seeds is not None else ""
-        notes.append(f"{facts['n_folds']} folds by prompt{seeds_text}.")
+        n_seeds = facts.get("n_split_seeds")
+        seeds = f", the mean of {n_seeds} ways to split in the primary setting" if n_seeds else ""
+        notes.append(f"{facts['n_folds']} folds by prompt{seeds}.")
     ends = [row.at_end for row in tables.cells if is_number(row.at_end)]
     if ends:
         often = sum(end > 0.1 for end in ends)
@@ -461,10 +466,17 @@ def _notes_on_fits(tables: AuditTables) -> list[str]:
             f"a tenth of them for {often:,} of {len(ends):,} figures."
             + (" A wider grid might change those." if often else "")
         )
+    undefined = [row.n_undefined for row in tables.cells if row.n_undefined]
+    if undefined:
+        notes.append(
+            f"Resamples without any right or any wrong answer were left out of {len(undefined):,} "
+            f"intervals, up to {max(undefined):,} of one: column n_undefined of cells."
+        )
     n_others = sum(row.role == "exploratory" for row in tables.contrasts)
     if n_others:
         notes.append(
-            f"{n_others:,} exploratory differences; their p-values carry Holm's correction."
+            f"{n_others:,} exploratory differences; Holm p is corrected over those of one metric, p is "
+            "not. Both know chance in the prompts and in the draws (Student's t)."
         )
     return notes
 
