@@ -477,7 +477,7 @@ def files(measurements: Sequence[Measurement]) -> str:
 def _files_row(m: Measurement) -> list[str]:
     facts = m.found.facts
     check = [v.answer for v in m.found.verdicts if v.question == "sanity"]
-    names = ["audit.html", "audit.json", *(f"{name}.parquet" for name in _TABLES)]
+    names = ["audit.json", *(f"{name}.parquet" for name in _TABLES)]
     return [
         m.label,
         f"{facts['n_answers']:,} ({facts['n_cut']:,}, {facts['n_skipped']:,})",
