@@ -483,7 +483,7 @@ def test_the_how_to_names_every_setting_verdict_and_file():
         *("helps", "hurts", "no better than random", "undecided", "within margin"),
         *("worse than full", "no evidence", "leaks", "too few draws", "not length alone"),
         *("within the spread of random", "may read length only", "better than scalars alone"),
-        *("audit.json", "cells", "contrasts", "interventions", "answers"),
+        *("audit.html", "audit.json", "cells", "contrasts", "interventions", "answers"),
     ]
 
     assert [name for name in names if f"`{name}`" not in text] == []
