@@ -69,7 +69,7 @@ def test_fit_as_json_is_one_object(rollouts, tmp_path, capsys):
     assert set(rows["pass@1"]["best_of_n"]) >= {"value", "low", "high", "n"}
 
 
-def test_a_killed_fit_goes_on_from_its_features(rollouts, tmp_path, monkeypatch):
+def test_a_killed_fit_goes_on_from_its_features(rollouts, tmp_path, monkeypatch, capsys):
     from retrm.store import shards
 
     monkeypatch.setattr(shards, "SHARD_BYTES", 1)
@@ -77,6 +77,7 @@ def test_a_killed_fit_goes_on_from_its_features(rollouts, tmp_path, monkeypatch)
         "retrm.fitting.fit.fit_head", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     assert run("fit", rollouts, "--model", "fake", "-o", tmp_path / "m") == 130
+    assert "what was finished is kept, run the same command to go on" in capsys.readouterr().err
     assert (tmp_path / "m" / "features" / "manifest.json").exists()
     monkeypatch.undo()
 

@@ -34,6 +34,7 @@ app = App(
     ),
     help_format="markdown",
     default_parameter=Parameter(negative=()),
+    suppress_keyboard_interrupt=False,  # `main` says what is kept
 )
 
 # In the order in which a newcomer meets them; modules of verbs import nothing heavy.
