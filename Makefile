@@ -14,6 +14,7 @@ setup: $(READY)  ## virtual environment, dependencies and the embedded model
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "retrm needs Python >= 3.11, $(PYTHON) is $$($(PYTHON) --version); call make PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'installing torch and the rest without a word: a few minutes, once'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	$(BIN)/python -m retrm.backbone.embedded
 	touch $(READY)
@@ -22,6 +23,7 @@ demo: setup      ## the main job on real answers: read once, fit five heads, com
 	$(BIN)/python recipes/demo/run.py
 
 test: setup      ## the whole test suite
+	@echo 'the whole suite takes about eight minutes on two cores; make test-fast leaves out the slow tests'
 	$(BIN)/python -m pytest
 
 test-fast: setup ## without the tests that need the real model or take long

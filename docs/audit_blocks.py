@@ -11,116 +11,31 @@ import numpy as np
 from measurements import (
     RANDOM,
     Measurement,
-    absent,
+    gap_note,
     joined,
     listed,
     missing_commands,
-    missing_note,
     parts_of,
     pictures,
     table_of,
 )
-from tables_in_pages import difference, figure, p_value, table
+from summary_block import model_of
+from tables_in_pages import difference, table
 
 from retrm.audit.plan import AuditPlan
-from retrm.audit.rules import claim_of, n_at_least_as_good
-from retrm.audit.tables import AuditTables, ContrastRow
-from retrm.cli.audit import duration
-from retrm.metrics import format_interval, format_number
+from retrm.audit.rules import claim_of, rank_on_its_side
+from retrm.audit.tables import ContrastRow
 from retrm.reports.words import (
     NONE,
     POOLINGS,
-    is_number,
+    duration,
+    figure,
     metric_name,
     number,
+    p_value,
 )
 
 BEST = "best_of_n"
-
-
-def _half_width(row: ContrastRow) -> float:
-    return (row.high - row.low) / 2
-
-
-# ----------------------------------------------------------------------------------- summary
-
-
-def summary(measurements: Sequence[Measurement]) -> str:
-    """Counts over all audits, then a sentence on each; every word follows from the tables."""
-    done = [m for m in measurements if m.tables is not None]
-    if not done:
-        return joined("No audit is measured yet.", missing_note(measurements))
-    lines = [f"- {text}" for text in (_use(done), _when(done), _how_sure(done)) if text]
-    left = missing_note([m for m in measurements if m.tables is None])
-    return joined("\n".join(lines), "\n".join(f"- {_sentence(m)}" for m in done), left)
-
-
-def _use(done: Sequence[Measurement]) -> str:
-    words = [m.role("primary", m.record)[1] for m in done]
-    economy = [m.role("economy", m.record)[1] for m in done]
-    return (
-        f"Of {len(done)} measured: reasoning minus random subspaces of the same width "
-        f"{_counted(words)}; reasoning minus the full state {_counted(economy)}."
-    )
-
-
-def _counted(words: Sequence[str]) -> str:
-    return ", ".join(f"*{word}* {words.count(word)}" for word in dict.fromkeys(words))
-
-
-def _when(done: Sequence[Measurement]) -> str:
-    parts = []
-    for sweep, what in (
-        ("learning", "numbers of training prompts"),
-        ("width", "widths and poolings"),
-        ("layer", "layers and poolings"),
-    ):
-        claims = [claim_of(row) for m in done for row in m.contrasts(sweep)]
-        if claims:
-            parts.append(
-                f"at {claims.count(1)} of {len(claims)} {what} above random, at "
-                f"{claims.count(-1)} below"
-            )
-    return f"After Holm's correction within each audit: {'; '.join(parts)}." if parts else ""
-
-
-def _how_sure(done: Sequence[Measurement]) -> str:
-    rows = [row for m in done if (row := m.role("primary", m.record)[0]) is not None]
-    if not rows:
-        return ""
-    widths = [_half_width(row) for row in rows]
-    mixed = [m.found.facts["n_mixed"] for m in done]
-    span = " to ".join(dict.fromkeys(f"±{format_number(f(widths))}" for f in (min, max)))
-    prompts = " to ".join(dict.fromkeys(f"{f(mixed):,}" for f in (min, max)))
-    return (
-        f"The intervals of the primary contrast are {span} wide, over {prompts} prompts with better "
-        "and worse answers: a smaller difference may be there unseen."
-    )
-
-
-def _sentence(m: Measurement) -> str:
-    row, word = m.role("primary", m.record)
-    full, economy = m.role("economy", m.record)
-    text = f"{m.label} ({m.data}, {model_of(m.found)}): **{word}**."
-    if row is not None:
-        text += f" Reasoning minus random {_plain(row)} {metric_name(m.record)}"
-        if is_number(row.rank_p):
-            text += f"; {n_at_least_as_good(row)} of {row.n_draws} random subspaces do as well or better"
-        text += "."
-    if full is not None:
-        text += f" Minus the full state {_plain(full)}: *{economy}*."
-    checks = [v.answer for v in m.found.verdicts if v.question == "sanity"]
-    doubts = [answer for answer in checks if answer != "within chance"]
-    return text + (f" Check with shuffled labels: **{listed(doubts)}**." if doubts else "")
-
-
-def _plain(row: ContrastRow) -> str:
-    return format_interval(row.value, row.low, row.high)
-
-
-def model_of(tables: AuditTables) -> str:
-    """Its name without a folder."""
-    return PurePath(str(tables.facts.get("model", NONE))).name
 
 
 # ----------------------------------------------------------------------------------- primary
@@ -139,13 +54,22 @@ def primary(measurements: Sequence[Measurement]) -> str:
     contrasts = table_of(
         measurements,
         [
-            *("", "reasoning − random", "rank p", "verdict", "reasoning − full", "verdict"),
+            *("", "reasoning − random", "rank p, its side", "p, all chance", "verdict"),
+            *("reasoning − full", "p, all chance", "verdict"),
             *("best of N: reasoning − full", "verdict"),
         ],
         lambda m: [_contrast_row(m)],
     )
-    note = missing_note([m for m in measurements if m.tables is None])
-    return joined(figures, contrasts, pictures(measurements, "contrasts"), note)
+    ends = table_of(measurements, ["", *_ENDS.values()], _ends_row)
+    if ends:
+        title = (
+            "Share of folds in which the chosen penalty was an end of the grid, so that a wider one "
+            "might have done better. All heads have the same grid; how far it holds each of them back "
+            "is not measured:"
+        )
+        ends = joined(title, ends)
+    note = gap_note(measurements)
+    return joined(figures, contrasts, ends, pictures(measurements, "contrasts"), note)
 
 
 def _primary_row(m: Measurement) -> list[str]:
@@ -166,14 +90,23 @@ def _primary_row(m: Measurement) -> list[str]:
     ]
 
 
+_ENDS = {"full": "full state", "reasoning": "reasoning", "random": "random, mean"}
+
+
+def _ends_row(m: Measurement) -> list[list[str]]:
+    cells = [[row.at_end for row in m.cells("primary", kind)] for kind in _ENDS]
+    return [[m.label, *(f"{np.mean(ends):.0%}" if ends else NONE for ends in cells)]]
+
+
 def _contrast_row(m: Measurement) -> list[str]:
     row, word = m.role("primary", m.record)
     full, economy = m.role("economy", m.record)
     best, best_word = m.role("economy", BEST)
-    rank = NONE if row is None else p_value(row.rank_p)
+    rank = NONE if row is None else p_value(rank_on_its_side(row))
+    ps = [NONE if found is None else p_value(found.p) for found in (row, full)]
     return [
-        *(m.label, difference(row), rank, word),
-        *(difference(full), economy, difference(best), best_word),
+        *(m.label, difference(row), rank, ps[0], word),
+        *(difference(full), ps[1], economy, difference(best), best_word),
     ]
 
 
@@ -212,7 +145,7 @@ def baselines(measurements: Sequence[Measurement]) -> str:
         ("Best of N (share of prompts for which the kept answer is right):", kept),
     )
     tables = [joined(title, made) for title, made in parts if made]
-    return joined(*tables, missing_note([m for m in measurements if m.tables is None]))
+    return joined(*tables, gap_note(measurements))
 
 
 def _rules(m: Measurement, metric: str, names: Sequence[str]) -> list[str]:
@@ -344,7 +277,7 @@ def choices(measurements: Sequence[Measurement]) -> str:
     return joined(
         *both,
         pictures(measurements, "overlap"),
-        missing_note([m for m in measurements if m.tables is None]),
+        gap_note(measurements),
     )
 
 
@@ -384,11 +317,11 @@ def confidence(measurements: Sequence[Measurement]) -> str:
         [
             *("", "equal length: reasoning", "full state", "pairs left"),
             *("beyond length and log-probability: reasoning", "full state"),
-            "finished answers only: reasoning",
+            *("cut answers", "finished answers only: reasoning", "full state", "random (draws)"),
         ],
         _length_row,
     )
-    note = missing_note([m for m in measurements if m.tables is None])
+    note = gap_note(measurements)
     return joined(scalars, length, pictures(measurements, "length"), note)
 
 
@@ -409,9 +342,12 @@ def _scalars_row(m: Measurement) -> list[list[str]]:
 
 
 def _length_row(m: Measurement) -> list[list[str]]:
-    names = ("length_matched_auroc", "residual_auroc", "finished_within_auroc")
+    of_pairs = m.record == "pair_accuracy"
+    matched_metric = "length_matched_pair_accuracy" if of_pairs else "length_matched_auroc"
+    names = (matched_metric, "residual_auroc", "finished_within_auroc")
     cells = {(k, n): m.cell("primary", k, n) for k in ("reasoning", "full") for n in names}
     matched = cells["reasoning", names[0]]
+    random = m.cells("primary", "random", names[2])
     if not any(cells.values()):
         return []
     return [
@@ -419,7 +355,9 @@ def _length_row(m: Measurement) -> list[list[str]]:
             *(m.label, figure(matched), figure(cells["full", names[0]])),
             NONE if matched is None else f"{matched.n:,}",
             *(figure(cells[kind, names[1]]) for kind in ("reasoning", "full")),
-            figure(cells["reasoning", names[2]]),
+            f"{m.found.facts['n_cut'] / m.found.facts['n_answers']:.0%}",
+            *(figure(cells[kind, names[2]]) for kind in ("reasoning", "full")),
+            f"{number(m.mean('primary', 'random', names[2]))} ({len(random)})" if random else NONE,
         ]
     ]
 
@@ -434,7 +372,7 @@ def layers(measurements: Sequence[Measurement]) -> str:
         *("Holm p", "full state: best layer", "last layer"),
     ]
     made = table_of(measurements, head, _layer_rows)
-    return joined(made, pictures(measurements, "layers"), absent(measurements, _layer_rows))
+    return joined(made, pictures(measurements, "layers"), gap_note(measurements, _layer_rows))
 
 
 def _layer_rows(m: Measurement) -> list[list[str]]:
@@ -470,8 +408,13 @@ def files(measurements: Sequence[Measurement]) -> str:
         *("settings other than the default", "shuffled labels", "files", "pictures"),
     ]
     rows = [_files_row(m) for m in measurements if m.tables is not None]
-    made = table(head, rows) if rows else ""
-    return joined(made, missing_commands(measurements))
+    # No time where another run read the states than the one that fitted the heads.
+    times = any(
+        m.found.facts["reading_s"] is not None for m in measurements if m.tables is not None
+    )
+    shown = [i for i, name in enumerate(head) if times or name != "reading"]
+    made = table([head[i] for i in shown], [[row[i] for i in shown] for row in rows])
+    return joined(made if rows else "", missing_commands(measurements))
 
 
 def _files_row(m: Measurement) -> list[str]:
@@ -498,7 +441,7 @@ def _links(m: Measurement, names: Sequence[str]) -> str:
 
 def _settings(stored: dict[str, object]) -> str:
     """What a command or its settings file has to say to get the same plan."""
-    usual = {k: list(v) if isinstance(v, tuple) else v for k, v in AuditPlan().as_dict().items()}
+    usual = AuditPlan().as_dict()
     other = {k: v for k, v in stored.items() if usual.get(k) != v}
     return "; ".join(f"{k} = {_value(v)}" for k, v in other.items()) or "none"
 

@@ -1,14 +1,14 @@
 """What the page of audit results says of interventions: a table an audit, and what each cell compares."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from measurements import Measurement, joined, pictures
-from tables_in_pages import difference, figure, p_value, table
+from tables_in_pages import Span, difference, table
 
 from retrm.audit.tables import InterventionRow
-from retrm.reports.words import NONE, metric_name, number
+from retrm.audit.use import at_equal_energy
+from retrm.reports.words import NONE, figure, metric_name, number, p_value
 
 _MEASURES = (
     *("energy_removed", "log_probability", "greedy_agreement", "within_auroc"),
@@ -61,27 +61,19 @@ def _removal_rows(
     none = [row for row in rows if row.removed == "none"]
     cells = [figure(next((r for r in none if r.measure == name), None)) for name in measures]
     made = [[place, "nothing: the figure itself", NONE, *cells]]
-    for number_, m in enumerate(dict.fromkeys(r.m for r in rows if r.removed == "reasoning")):
-        n_draws = len({row.draw for row in rows if (row.removed, row.m) == ("random", m)})
+    for m in dict.fromkeys(row.m for row in rows if row.removed == "reasoning"):
+        here = [row for row in rows if row.m == m and row.removed != "random_energy"]
+        ours = [row for row in here if row.removed == "reasoning"]
+        matched = [found for row in ours for found in at_equal_energy(rows, row)]
         for kind, name in _REMOVED.items():
-            found = [
-                row for row in rows if row.removed == kind and _belongs(row, m, number_, n_draws)
-            ]
+            found = [row for row in (*here, *matched) if row.removed == kind]
             if found:
                 sizes = " to ".join(dict.fromkeys(str(f(r.m for r in found)) for f in (min, max)))
                 cells = [_effect([r for r in found if r.measure == each]) for each in measures]
                 made.append([place, name, sizes, *cells])
-        ours = [row for row in rows if (row.removed, row.m) == ("reasoning", m)]
         cells = [_against_random([r for r in ours if r.measure == each]) for each in measures]
         made.append([place, "reasoning − random", str(m), *cells])
     return made
-
-
-def _belongs(row: InterventionRow, m: int, number_: int, n_draws: int) -> bool:
-    """Whether a removal is one of width m, or the control of equal energy that goes with it."""
-    if row.removed == "random_energy":  # has a width of its own; draws are numbered over all sizes
-        return n_draws > 0 and row.draw // n_draws == number_
-    return row.m == m
 
 
 def _effect(rows: Sequence[InterventionRow]) -> str:
@@ -95,23 +87,13 @@ def _effect(rows: Sequence[InterventionRow]) -> str:
         return f"{number(float(np.mean(values)))} ({spread})"
     if is_energy:
         return figure(rows[0])
-    return _bold_interval(rows[0].difference, rows[0].difference_low, rows[0].difference_high)
+    row = rows[0]
+    return difference(Span(row.difference, row.difference_low, row.difference_high))
 
 
 def _against_random(rows: Sequence[InterventionRow]) -> str:
     if not rows or rows[0].measure == "energy_removed":
         return NONE
     row = rows[0]
-    shown = _bold_interval(row.minus_random, row.minus_random_low, row.minus_random_high)
+    shown = difference(Span(row.minus_random, row.minus_random_low, row.minus_random_high))
     return shown if shown == NONE else f"{shown} (Holm p {p_value(row.random_holm_p)})"
-
-
-@dataclass(frozen=True)
-class _Span:
-    value: float
-    low: float
-    high: float
-
-
-def _bold_interval(value: float, low: float, high: float) -> str:
-    return difference(_Span(value, low, high))

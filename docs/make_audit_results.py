@@ -7,15 +7,18 @@ docs/results/audit, and the studies gates.json, finetuned_subspace.json and gene
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import audit_blocks
 import intervention_blocks
 import study_blocks
+import summary_block
 from measurements import Measurement
 from tables_in_pages import write_or_check
 
 from retrm.audit.tables import AuditTables
+from retrm.audit.verdict import verdicts
 
 RESULTS = Path(__file__).resolve().parent / "results"
 QWEN = "qwen2.5-coder-0.5b-instruct.gguf"
@@ -94,11 +97,17 @@ def measurements(results: Path) -> list[Measurement]:
             name,
             data,
             command(name, answers, model, options),
-            AuditTables.load(results / "audit" / name) if name in there else None,
+            judged(results / "audit" / name) if name in there else None,
             results / "audit" / name,
         )
         for name, data, answers, model, options in AUDITS
     ]
+
+
+def judged(folder: Path) -> AuditTables:
+    """An audit with the verdicts of today's rules: the stored ones may be of older ones."""
+    tables = AuditTables.load(folder)
+    return replace(tables, verdicts=verdicts(tables))
 
 
 def study(results: Path, name: str) -> str:
@@ -114,7 +123,7 @@ def blocks(results: Path = RESULTS) -> dict[str, str]:
     """Every generated block of the page."""
     found = measurements(results)
     return {
-        "audit-summary": audit_blocks.summary(found),
+        "audit-summary": summary_block.summary(found),
         "audit-primary": audit_blocks.primary(found),
         "audit-baselines": audit_blocks.baselines(found),
         "audit-labels": audit_blocks.labels(found),

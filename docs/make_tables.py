@@ -7,9 +7,9 @@ import json
 import sys
 from pathlib import Path
 
-from tables_in_pages import difference, figure, stored, table, write_or_check
+from tables_in_pages import difference, stored, table, write_or_check
 
-from retrm.reports.words import NONE
+from retrm.reports.words import NONE, figure
 
 ROOT = Path(__file__).resolve().parent.parent
 

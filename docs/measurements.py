@@ -105,8 +105,7 @@ def parts_of(
 ) -> tuple[list[str], str]:
     """What `make` says of each that was measured (nothing where it says ""), and of the others."""
     made = {m.name: make(m) for m in measurements if m.tables is not None}
-    missing = [m for m in measurements if not made.get(m.name)]
-    return [text for text in made.values() if text], missing_note(missing)
+    return [text for text in made.values() if text], gap_note(measurements, make)
 
 
 def missing_note(missing: Sequence[Measurement]) -> str:
@@ -138,10 +137,18 @@ def table_of(
     return table(head, rows) if rows else ""
 
 
-def absent(
-    measurements: Sequence[Measurement], make: Callable[[Measurement], list[list[str]]]
+def gap_note(
+    measurements: Sequence[Measurement], make: Callable[[Measurement], object] = bool
 ) -> str:
-    return missing_note([m for m in measurements if m.tables is None or not make(m)])
+    """What a block lacks: all of it, or a part of audits that are measured.
+
+    Audits that are not measured at all are named once, above the blocks.
+    """
+    done = [m for m in measurements if m.tables is not None]
+    without = [m for m in done if not make(m)]
+    if len(without) == len(done):
+        return missing_note(measurements)
+    return f"Without this part: {listed([m.label for m in without])}." if without else ""
 
 
 def pictures(measurements: Sequence[Measurement], name: str) -> str:

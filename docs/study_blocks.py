@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from measurements import joined
-from tables_in_pages import Figure, difference, figure, stored, table
+from tables_in_pages import difference, stored, table
 
-from retrm.audit.rules import ALPHA, DRAWS_FOR_A_CLAIM
-from retrm.reports.words import NONE, metric_name, number
+from retrm.audit.rules import ALPHA_A_SIDE, DRAWS_FOR_A_CLAIM
+from retrm.reports.words import NONE, Figure, figure, metric_name, number
 
 Results = Mapping[str, Any]
 
@@ -36,7 +36,7 @@ def gates(results: Results) -> str:
         [
             f"`{gap['first']}` − `{gap['second']}`",
             metric_name(gap["metric"]),
-            _against(_interval(gap), gap["n_at_least_as_good"], gap["n_draws"]),
+            _against(stored(gap), gap["n_at_least_as_good"], gap["n_draws"]),
         ]
         for gap in results["differences"]
     ]
@@ -64,14 +64,9 @@ def _against(found: Figure | None, n_better: int, n_draws: int) -> str:
     if n_draws == 0 or found is None:
         return difference(found)
     n_further = n_better if found.value > 0 else n_draws - n_better
-    is_claim = n_draws >= DRAWS_FOR_A_CLAIM and (1 + n_further) / (1 + n_draws) <= ALPHA
+    is_claim = n_draws >= DRAWS_FOR_A_CLAIM and (1 + n_further) / (1 + n_draws) <= ALPHA_A_SIDE
     shown = difference(found) if is_claim else figure(found)
     return f"{shown}, {n_better} of {n_draws} draws as good or better"
-
-
-def _interval(values: Results) -> Any:
-    """Of a row that carries more than an interval."""
-    return stored({**{k: values[k] for k in ("value", "low", "high")}, "n": 0, "n_clusters": 0})
 
 
 def generators(results: Results) -> str:

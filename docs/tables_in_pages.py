@@ -11,54 +11,31 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-from retrm.metrics import Interval, format_interval, format_number
-from retrm.reports.words import NONE, is_number
-
-
-class Figure(Protocol):
-    """A number with the ends of its interval, NaN where none was made."""
-
-    @property
-    def value(self) -> float:
-        """The number."""
-
-    @property
-    def low(self) -> float:
-        """Lower end."""
-
-    @property
-    def high(self) -> float:
-        """Upper end."""
+from retrm.reports.words import Figure, figure
 
 
-def stored(values: Mapping[str, float] | None) -> Interval | None:
-    """An interval as a result file keeps it."""
-    return None if values is None else Interval(**values)
+@dataclass(frozen=True)
+class Span:
+    """A number with the ends of its interval, and nothing of what is behind it."""
+
+    value: float
+    low: float
+    high: float
 
 
-def figure(found: Figure | None) -> str:
-    """`.812 [.790, .833]`, the bare number where there is no interval, or a dash."""
-    if found is None or not is_number(found.value):
-        return NONE
-    if not (is_number(found.low) and is_number(found.high)):
-        return format_number(found.value)
-    return format_interval(found.value, found.low, found.high)
+def stored(values: Mapping[str, Any] | None) -> Span | None:
+    """An interval as a result file keeps it, whatever else stands in its row."""
+    return None if values is None else Span(values["value"], values["low"], values["high"])
 
 
 def difference(found: Figure | None) -> str:
-    """The same in bold where the interval excludes zero."""
+    """A figure, in bold where its interval excludes zero."""
     is_sure = found is not None and (found.low > 0 or found.high < 0)
     return f"**{figure(found)}**" if is_sure else figure(found)
-
-
-def p_value(p: float) -> str:
-    """`.042`, `< .001`, or a dash."""
-    if not is_number(p):
-        return NONE
-    return "< .001" if p < 0.001 else format_number(p)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

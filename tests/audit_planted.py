@@ -6,7 +6,7 @@ directions are those that `semantic` and `reasoning` subspaces are made of.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from retrm.records import Answer, AnswerTable, Pair, Prompt
 
 WIDTH, M, N_ANSWERS = 24, 4, 6
 LAYERS = (0, 1, 2)
-WHERE = ("reasoning", "semantic", "random", "spread", "nowhere", "length")
+WHERE = ("reasoning", "folded", "semantic", "random", "spread", "nowhere", "length")
 # The smallest grid that still has every stage; three folds instead of five save time, not meaning.
 TINY = {
     "size": str(M),
@@ -145,7 +145,8 @@ def planted(
 
     Args:
         where: `reasoning`, `semantic` (along the last, the first `M` singular directions), `random`
-            (along a random direction), `spread` (along a direction that holds the same of every
+            (along a random direction), `folded` (along the last `M` of the folded matrix, behind a
+            gain that makes them others than those of the raw one), `spread` (along a direction that holds the same of every
             singular direction, as a random one does on average), `nowhere` (labels independent of
             the states), `length` (right where the answer is short; the states hold its length and
             nothing else).
@@ -155,6 +156,8 @@ def planted(
         preferences: a pair a prompt in place of labels.
     """
     head = planted_head()
+    if where == "folded":  # W's columns fall from 3 to .2; with the gain they rise from 1/3 to 5
+        head = replace(head, gain=torch.linspace(3, 0.2, WIDTH) ** -2)
     generator = torch.Generator().manual_seed(seed)
     n = n_prompts * N_ANSWERS
     states = torch.randn(n, WIDTH, generator=generator)
@@ -192,17 +195,23 @@ def answers_to(tables: AuditTables, question: str) -> set[str]:
 
 def _direction(where: str, head: Unembedding, seed: int) -> Tensor:
     """(D,) of length 1; 0 where nothing is planted."""
-    rows = fit_spectrum(head, "post_norm").directions().float()
+    point = "residual" if where == "folded" else "post_norm"
+    rows = fit_spectrum(head, point).directions().float()
+    if where == "folded":  # on the state behind the norm
+        assert head.gain is not None
+        rows = rows / head.gain
     generator = torch.Generator().manual_seed(1000 + seed)
     weights = {
         "reasoning": torch.cat([torch.zeros(WIDTH - M), torch.ones(M)]),
+        "folded": torch.cat([torch.zeros(WIDTH - M), torch.ones(M)]),
         "semantic": torch.cat([torch.ones(M), torch.zeros(WIDTH - M)]),
         "random": torch.randn(WIDTH, generator=generator),
         "spread": torch.ones(WIDTH),
         "nowhere": torch.zeros(WIDTH),
         "length": torch.randn(WIDTH, generator=generator),
     }[where]
-    return weights @ rows / weights.norm().clamp_min(1e-9)
+    direction = weights @ rows
+    return direction / direction.norm().clamp_min(1e-9)
 
 
 def _answer(i: int) -> Answer:

@@ -235,14 +235,8 @@ def toy_facts(task: str = "graded", metric: str = "within_auroc") -> dict[str, o
         **{"metric": metric, "n_answers": 320, "n_prompts": N_PROMPTS, "n_mixed": 31},
         **{"n_pairs": 0 if task == "graded" else 160, "n_cut": 12, "n_skipped": 3},
         **{"n_truncated": 0, "n_tokens": 15_872, "reading_s": 94.2, "fitting_s": 61.0},
-        **{"width": WIDTH, "n_layers": N_LAYERS, "m": M, "n_draws": N_DRAWS, "n_folds": 5},
-        **{
-            "n_split_seeds": 3,
-            "n_unjudged": 0,
-            "pass_at_1": 0.201,
-            "oracle": 0.633,
-            "majority": 0.256,
-        },
+        **{"width": WIDTH, "n_layers": N_LAYERS, "m": M, "n_primary_draws": N_DRAWS, "n_folds": 5},
+        **{"n_split_seeds": 3, "n_unjudged": 0, "pass_at_1": 0.201, "oracle": 0.633},
         **{"fingerprint": {"config": "ab12", "tokenizer": "cd34"}},
         "settings": {"size": "5%", "widths": ["5%", "64"], "seed": 0},
     }
@@ -281,7 +275,7 @@ def toy_audit(task: str = "graded") -> AuditTables:
         )
     facts = toy_facts(task, metric)
     if task == "preferences":
-        facts |= {"pass_at_1": None, "oracle": None, "majority": None}
+        facts |= {"pass_at_1": None, "oracle": None}
     return AuditTables(
         facts=facts,
         verdicts=toy_verdicts(),

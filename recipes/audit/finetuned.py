@@ -1,6 +1,6 @@
 """Does the choice of subspace matter once the backbone is fine-tuned? One small experiment.
 
-    pip install peft
+    pip install 'retrm[finetune]'
     python finetuned.py [--rollouts FILE] [-o docs/results/finetuned_subspace.json]
 
 The audit keeps the backbone frozen. Training can write anything into any subspace, so there the
@@ -56,7 +56,9 @@ from retrm.metrics import (
     best_of_k_statistic,
     best_of_n,
     clustered_bootstrap,
+    n_at_least_as_good,
     paired_difference,
+    point_estimate,
     within_prompt_auroc_statistic,
 )
 from retrm.records import AnswerTable
@@ -228,7 +230,7 @@ def reader(backbone: TransformersBackbone, rendered: Sequence[Rendered]) -> Read
         )
         for plan in plans:
             batch = build(plan, mine, PAD_ID, device=backbone.device)
-            states = backbone.located.decoder(**backbone._inputs(batch)).last_hidden_state
+            states = backbone.located.decoder(**backbone.inputs(batch)).last_hidden_state
             last = [states[r, span[-1]] for r, span in zip(batch.rows, batch.spans, strict=True)]
             yield [rows[i] for i in batch.answers], torch.stack(last)
 
@@ -455,14 +457,10 @@ def draw_counts(
 ) -> dict[str, object]:
     """How many random draws do at least as well, in each metric."""
     counts = {
-        name: sum(_point(draw) >= _point(ours[name]) for draw in each)
+        name: n_at_least_as_good(point_estimate(ours[name]), [*map(point_estimate, each)])
         for name, each in draws.items()
     }
     return {"n": len(next(iter(draws.values()))), "at_least_as_good": counts}
-
-
-def _point(statistic: PromptStatistic) -> float:
-    return float(statistic(np.ones((1, len(statistic.prompts))))[0])
 
 
 def contrasts(
@@ -568,7 +566,8 @@ def main() -> None:
     args = parse()
     if importlib.util.find_spec("peft") is None:
         raise MissingExtraError(
-            "fine-tuning needs the package `peft`, which is not installed. Run: pip install peft"
+            "fine-tuning needs the package `peft`, which is not installed. Run: pip install "
+            "'retrm[finetune]'"
         )
     settings = Settings(
         rollouts=args.rollouts.name,

@@ -14,6 +14,7 @@ reading and the fit of `elhsr` itself; about 4 GB of memory for its features.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,20 +26,26 @@ from retrm.backbone.load import load_backbone
 from retrm.cli.console import err, out, progress, reading_progress
 from retrm.cli.tables import comparison_tables
 from retrm.data.load import load_table
+from retrm.data.split import prompt_folds
+from retrm.errors import DataError, RetrmError
 from retrm.evaluation.best_of_n import Comparison
 from retrm.evaluation.held_out import measure
 from retrm.features.reduce import TORCH_DTYPES
-from retrm.files import write_json
-from retrm.fitting.fit import cross_fit, log_probability_of, read_for
+from retrm.files import check_new_file, write_json
+from retrm.fitting.fit import check_table, cross_fit, log_probability_of, read_for
 from retrm.fitting.targets import Targets
 from retrm.methods import METHODS, Method
 from retrm.metrics import (
     AverageStatistic,
     PromptStatistic,
     best_of_k_statistic,
+    n_at_least_as_good,
+    n_mixed,
     paired_difference,
+    point_estimate,
     within_prompt_auroc_statistic,
 )
+from retrm.records import AnswerTable
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "smollm2-135m"
@@ -84,7 +91,7 @@ def differences(scores: dict[str, np.ndarray], labels: np.ndarray, ids: np.ndarr
             rows.append(
                 {
                     **{"first": first, "second": second, "metric": metric},
-                    **{"value": gap.value, "low": gap.low, "high": gap.high},
+                    **gap.as_dict(),
                     **draw_counts(ours, theirs if second == RANDOM else []),
                 }
             )
@@ -93,11 +100,38 @@ def differences(scores: dict[str, np.ndarray], labels: np.ndarray, ids: np.ndarr
 
 def draw_counts(ours: PromptStatistic, draws: Sequence[PromptStatistic]) -> dict[str, int]:
     """How many random draws do at least as well, of how many."""
-    value, *others = (float(s(np.ones((1, len(s.prompts))))[0]) for s in (ours, *draws))
-    return {"n_draws": len(others), "n_at_least_as_good": sum(x >= value for x in others)}
+    values = [point_estimate(draw) for draw in draws]
+    n_better = n_at_least_as_good(point_estimate(ours), values) if values else 0
+    return {"n_draws": len(values), "n_at_least_as_good": n_better}
 
 
-def main() -> None:
+def checked_table(
+    rollouts: Path, chosen: Sequence[Method], *, n_folds: int, limit: int | None
+) -> AnswerTable:
+    """The answers, if all of the study can be made on them; no model is needed.
+
+    Raises:
+        DataError: a missing file, fewer answers than `limit` or fewer prompts than folds, preferences,
+            ungraded answers, or no prompt with right and wrong ones.
+    """
+    table = load_table(rollouts)
+    if limit is not None and limit > len(table):
+        raise DataError(
+            f"got --limit {limit}; {rollouts} holds {len(table)} answers. Ask for fewer"
+        )
+    if limit is not None:
+        table = table.take(range(limit))
+    if not np.isin(table.labels, (0.0, 1.0)).all() or table.preferences():
+        raise DataError(f"{rollouts} holds more than right and wrong answers; expected them alone")
+    prompt_folds(table.prompt_ids.tolist(), n_folds)
+    if n_mixed(table.labels, table.prompt_ids) == 0:
+        raise DataError(f"{rollouts}: no prompt with right and wrong answers; expected some")
+    check_table(chosen, table)
+    return table
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--rollouts", type=Path, default=ROOT / "recipes" / "demo" / "rollouts.jsonl"
@@ -107,11 +141,19 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only the first so many answers (a trial)")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    table = load_table(args.rollouts)
-    if args.limit:
-        table = table.take(range(args.limit))
-    backbone = load_backbone(MODEL)
+    for name, least in {"folds": 2, "draws": 1, "limit": 1}.items():
+        got = getattr(args, name)
+        if got is not None and got < least:
+            parser.error(f"got --{name} {got}; expected {least} or more")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, fit, compare, write."""
     chosen = methods(args.draws)
+    check_new_file(args.output)
+    table = checked_table(args.rollouts, chosen, n_folds=args.folds, limit=args.limit)
+    backbone = load_backbone(MODEL)
     with reading_progress("reading") as on_progress:
         reading = read_for(backbone, table, chosen, on_progress=on_progress)
     targets, ids = Targets.of(table), table.prompt_ids
@@ -162,5 +204,16 @@ def main() -> None:
     )
 
 
+def main() -> int:
+    """One study."""
+    args = parse()
+    try:
+        run(args)
+    except RetrmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,7 +9,8 @@ random ones of the same width (the names say which singular directions of the LM
 the smallest ones hold reasoning is an unproven idea):
 
     within_prompt     right x wrong pairs of one question; won by knowing the author
-    within_generator  AUROC inside each author, mean over authors; won by knowing the question
+    within_generator  AUROC inside each author, mean over authors with right and wrong answers; won by
+                      knowing the question
     matched_authors   pairs of one question whose authors are right nearly equally often
     unseen_authors    pairs of one question by authors of a group that was left out of the training
     seen_authors      the same pairs, trained on as many answers that include these authors
@@ -28,10 +29,12 @@ The audit must be finished: its states are opened, nothing is read.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Never
 
 import numpy as np
 import torch
@@ -42,18 +45,19 @@ from retrm.backbone.base import Backbone
 from retrm.backbone.load import load_backbone
 from retrm.data.load import load_table
 from retrm.data.split import prompt_codes, prompt_folds
-from retrm.errors import DataError, StoreError
-from retrm.features.read import Progress
+from retrm.errors import DataError, RetrmError, StoreError
 from retrm.features.subspace import SubspaceSpec, fit_spectrum
-from retrm.files import write_json
+from retrm.files import check_new_file, write_json
 from retrm.fitting.convex import RowTargets, choose_lambda, fit_linear
 from retrm.metrics import (
     AverageStatistic,
     PromptStatistic,
     RatioStatistic,
-    auroc_statistic,
     clustered_bootstrap,
+    fold_auroc_statistic,
+    n_at_least_as_good,
     paired_difference,
+    point_estimate,
     within_prompt_auroc_statistic,
 )
 
@@ -109,19 +113,23 @@ def scores_of(
 ) -> np.ndarray:
     """Scores of the rows `test` by a logistic head fitted on the rows `train`.
 
-    The penalty is chosen by cross-validation over the training questions. Scores are in deviations
-    from the mean of the training scores.
+    Scores are in deviations from the mean of the training scores.
     """
-    x = torch.as_tensor(answers.features[train])
-    targets = RowTargets(answers.labels[train])
-    ids = [answers.prompt_ids[row] for row in train]
-    lam = choose_lambda(x, targets, ids, seed=seed).lam
-    fit = fit_linear(x, targets, lam=lam)
-    weight, bias = fit.weight.numpy(), fit.bias
+    weight, bias = _fit(answers, answers.labels, train, seed)
     known = answers.features[train] @ weight + bias
     spread = known.std()
     found = (answers.features[test] @ weight + bias - known.mean()).astype(np.float64)
     return found / spread if spread > 0 else found
+
+
+def _fit(
+    answers: Answers, labels: np.ndarray, train: np.ndarray, seed: int
+) -> tuple[np.ndarray, float]:
+    """(D,) weight and bias of a logistic head, its penalty chosen over the training questions."""
+    x, targets = torch.as_tensor(answers.features[train]), RowTargets(labels[train])
+    ids = [answers.prompt_ids[row] for row in train]
+    fit = fit_linear(x, targets, lam=choose_lambda(x, targets, ids, seed=seed).lam)
+    return fit.weight.numpy(), fit.bias
 
 
 def out_of_fold(answers: Answers, folds: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -201,64 +209,12 @@ def out_of_fold_probability(
     scores = np.empty(len(folds))
     for fold in np.unique(folds):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        x = torch.as_tensor(answers.features[train])
-        targets = RowTargets(is_author[train].astype(np.float64))
-        ids = [answers.prompt_ids[row] for row in train]
-        lam = choose_lambda(x, targets, ids, seed=seed).lam
-        fit = fit_linear(x, targets, lam=lam)
-        scores[test] = answers.features[test] @ fit.weight.numpy() + fit.bias
+        weight, bias = _fit(answers, is_author.astype(np.float64), train, seed)
+        scores[test] = answers.features[test] @ weight + bias
     return scores
 
 
 # ------------------------------------------------------------------------------- statistics
-
-
-@dataclass(frozen=True)
-class GroupMean:
-    """Mean over groups of rows of a statistic of each; a `PromptStatistic`.
-
-    Attributes:
-        prompts: (P,) ids of all prompts, sorted.
-        members: where the prompts of each group stand among all, and its statistic.
-        n: rows behind all of them.
-    """
-
-    prompts: np.ndarray
-    members: tuple[tuple[np.ndarray, PromptStatistic], ...]
-    n: int
-
-    def __call__(self, counts: np.ndarray) -> np.ndarray:
-        """(R, P) counts -> (R,) values; NaN where one group is undefined."""
-        return sum(member(counts[:, at]) for at, member in self.members) / len(self.members)
-
-
-def within_generator_statistic(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    prompt_ids: Sequence[str],
-    generators: Sequence[str],
-) -> GroupMean:
-    """AUROC inside each author over all questions, mean over authors with right and wrong answers.
-
-    Raises:
-        DataError: no author has both.
-    """
-    _, prompts = prompt_codes(prompt_ids)
-    ids, authors = np.asarray(prompt_ids, dtype=object), np.asarray(generators, dtype=object)
-    members, n = [], 0
-    for author in sorted(set(generators)):
-        rows = np.flatnonzero(authors == author)
-        if len(np.unique(labels[rows])) < 2:
-            continue
-        member = auroc_statistic(scores[rows], labels[rows], ids[rows])
-        members.append((np.searchsorted(prompts, member.prompts), member))
-        n += len(rows)
-    if not members:
-        raise DataError(
-            "got no author with both right and wrong answers; expected at least one. Bring more "
-            "answers of each"
-        )
-    return GroupMean(prompts, tuple(members), n)
 
 
 def close_pair_statistic(
@@ -356,7 +312,7 @@ def _shared_statistics(
     labels, ids = answers.labels, answers.prompt_ids
     return {
         "within_prompt": within_prompt_auroc_statistic(scores, labels, ids),
-        "within_generator": within_generator_statistic(scores, labels, ids, answers.generators),
+        "within_generator": fold_auroc_statistic(scores, labels, ids, answers.generators),
         "matched_authors": close_pair_statistic(
             scores, labels, ids, accuracies(answers), settings.tolerance
         ),
@@ -410,17 +366,16 @@ def _draws(
     draws: Sequence[Mapping[str, PromptStatistic]],
 ) -> dict[str, object]:
     """How many random subspaces do at least as well as the reasoning one, in each figure."""
-    if "reasoning" not in found:
+    if "reasoning" not in found or not draws:
         return {"n": 0, "at_least_as_good": {}}
     counts = {
-        metric: sum(_point(draw[metric]) >= _point(found["reasoning"][metric]) for draw in draws)
+        metric: n_at_least_as_good(
+            point_estimate(found["reasoning"][metric]),
+            [point_estimate(draw[metric]) for draw in draws],
+        )
         for metric in METRICS
     }
     return {"n": len(draws), "at_least_as_good": counts}
-
-
-def _point(statistic: PromptStatistic) -> float:
-    return float(statistic(np.ones((1, len(statistic.prompts))))[0])
 
 
 def _differences(found: Mapping[str, Mapping[str, PromptStatistic]]) -> dict[str, object]:
@@ -445,6 +400,45 @@ def _differences(found: Mapping[str, Mapping[str, PromptStatistic]]) -> dict[str
 # ------------------------------------------------------------------------------------- loading
 
 
+class Unread:
+    """A backbone that is asked for everything but to read."""
+
+    def __init__(self, backbone: Backbone, refusal: str) -> None:
+        """`refusal` is what the error says if it is asked all the same."""
+        self._backbone, self._refusal = backbone, refusal
+
+    def __getattr__(self, name: str) -> Any:
+        """Of the backbone."""
+        return getattr(self._backbone, name)
+
+    def forward(self, *_: object) -> Never:
+        """Refuse.
+
+        Raises:
+            StoreError: always.
+        """
+        raise StoreError(self._refusal)
+
+
+def authors_of(data: Path) -> Path:
+    """The file beside `data` that names the author of every answer."""
+    return data.with_name(data.name + ".generators.json")
+
+
+def check_files(data: Path, folder: Path) -> None:
+    """Refuse what is not there, before a model is loaded.
+
+    Raises:
+        DataError: no data, or no file of their authors.
+        StoreError: the folder holds no finished audit.
+    """
+    for path in (data, authors_of(data)):
+        if not path.is_file():
+            raise DataError(f"{path} is missing; make both files with prepare.py gsm8k-models")
+    if not (folder / "audit.json").is_file():
+        raise StoreError(f"{folder} holds no finished audit; run retrm audit {data} -o {folder}")
+
+
 def load_features(data: Path, folder: Path, backbone: Backbone) -> Answers:
     """The answers of `data` with their last-token post_norm states from an audit's reading.
 
@@ -454,28 +448,23 @@ def load_features(data: Path, folder: Path, backbone: Backbone) -> Answers:
         backbone: the audited model.
 
     Raises:
+        DataError: the data or the file of their authors are missing.
         StoreError: the folder holds no finished audit, or one of other answers or another model.
     """
-    if not (folder / "audit.json").is_file():
-        raise StoreError(f"{folder} holds no finished audit; run retrm audit {data} -o {folder}")
+    check_files(data, folder)
     table = load_table(data)
-    generators = json.loads(data.with_name(data.name + ".generators.json").read_text("utf-8"))
+    generators = json.loads(authors_of(data).read_text("utf-8"))
     stored = json.loads((folder / "plan.json").read_text("utf-8"))
-
-    def refuse(progress: Progress) -> None:
-        # After the first batch: a shard is written only when many have come together.
-        raise StoreError(
-            f"{folder} lacks the states of some of the {len(table)} answers in {data}; expected the "
-            f"audit of just these. Run retrm audit {data} -o FOLDER in a folder of its own"
-        )
-
+    refusal = (
+        f"{folder} lacks the states of some of the {len(table)} answers in {data}; expected the audit "
+        f"of just these. Run retrm audit {data} -o FOLDER in a folder of its own"
+    )
     reading = read_answers(
-        backbone,
+        Unread(backbone, refusal),
         table,
         AuditPlan.from_dict(stored["plan"]),
         folder / "reading",
         overlong=stored["overlong"],
-        on_progress=refuse,
     )
     table = table.take(reading.rows.tolist())
     return Answers(
@@ -525,12 +514,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=19, help="random ones; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.draws < 1:
+        parser.error(f"got --draws {args.draws}; expected 1 or more")
+    return args
 
 
-def main() -> None:
+def run(args: argparse.Namespace) -> None:
     """Load, compare, write."""
-    args = parse()
+    SubspaceSpec.parse(f"reasoning:{args.size}")
+    check_new_file(args.output)
+    check_files(args.data, args.audit)
     backbone = load_backbone(args.model)
     answers = load_features(args.data, args.audit, backbone)
     settings = Settings(seed=args.seed)
@@ -550,5 +544,16 @@ def main() -> None:
     print(f"written to {args.output}")
 
 
+def main() -> int:
+    """One study."""
+    args = parse()
+    try:
+        run(args)
+    except RetrmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--per-kind", type=int, default=54)
     arguments = parser.parse_args()
+    if arguments.per_kind < 1:
+        parser.error(f"got --per-kind {arguments.per_kind}; expected 1 or more")
     for row in questions(arguments.seed, arguments.per_kind):
         print(json.dumps(row))
 

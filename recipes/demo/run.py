@@ -210,4 +210,8 @@ def answer_live(model: RewardModel, backbone: Backbone) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        err.print("stopped; readings and heads are not kept, the demo begins from the start again")
+        sys.exit(130)

@@ -44,6 +44,36 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
                 Path(scratch).unlink()
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written into; nothing is left there.
+
+    Raises:
+        OutputError: a file lies there or above, or nothing can be written there.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise OutputError(f"{there} is a file; expected a folder, or a name that is free")
+    try:
+        with tempfile.TemporaryDirectory(prefix=".retrm-", dir=there):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"cannot write into {there}: {error.strerror}; expected a folder that can be written. "
+            "Choose another"
+        ) from error
+
+
+def check_new_file(path: Path) -> None:
+    """Refuse a path that cannot become a file, or replace one; nothing is left there.
+
+    Raises:
+        OutputError: it is a folder, or nothing can be written there.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; expected the name of a file")
+    check_writable(path.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON with a final newline, atomically."""
     with atomic_write(path, "w") as out:

@@ -7,18 +7,31 @@ whatever a loss does with it afterwards.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from retrm.errors import DataError
+from retrm.errors import DataError, LabelError, RecipeError, did_you_mean
 
 OVERLONG = ("error", "truncate_left", "skip")
 """What may be done with an answer beyond the context: refuse, cut its prompt, or leave it out."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def check_overlong(overlong: str) -> None:
+    """Refuse a policy for answers beyond the context that is none of `OVERLONG`.
+
+    Raises:
+        RecipeError: the message offers the nearest one.
+    """
+    if overlong not in OVERLONG:
+        raise RecipeError(
+            f"unknown policy overlong={overlong!r}. {did_you_mean(overlong, OVERLONG)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -185,7 +198,14 @@ class AnswerTable:
 
         Labels that are grades (anything but 0 and 1) become pairs within their prompt: the higher
         grade is chosen. With `label_threshold`, a grade at or above it becomes 1 and any other 0.
+
+        Raises:
+            LabelError: `label_threshold` is no finite number.
         """
+        if label_threshold is not None and not math.isfinite(label_threshold):
+            raise LabelError(
+                f"got label_threshold={label_threshold}; expected a number with which grades compare"
+            )
         labels = self.labels.astype(np.float64)
         known = ~np.isnan(labels)
         if label_threshold is not None:

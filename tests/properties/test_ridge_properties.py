@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from least_squares import mean_squared_error, projected, ridge_path, within_prompts
 
-from retrm.fitting.ridge import Moments, choose_ridge, mean_squared_error, ridge_path
+from retrm.fitting.ridge import Moments, choose_ridge
 
 quick = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 10_000)
@@ -42,8 +43,8 @@ def test_moments_of_blocks_add_up_wherever_the_rows_are_cut(width, seed, cuts):
     parts = [(ids >= a) & (ids < b) for a, b in pairwise(bounds)]
     rows = [Moments.of(features[p], labels[p]) for p in parts]
     assert_close(Moments.total(rows), Moments.of(features, labels), 1e-11)
-    pairs = [Moments.within_prompts(features[p], labels[p], ids[p]) for p in parts]
-    assert_close(Moments.total(pairs), Moments.within_prompts(features, labels, ids), 1e-11)
+    pairs = [within_prompts(features[p], labels[p], ids[p]) for p in parts]
+    assert_close(Moments.total(pairs), within_prompts(features, labels, ids), 1e-11)
 
 
 @quick
@@ -53,7 +54,7 @@ def test_what_the_answers_to_a_prompt_share_changes_nothing(width, seed, lam, we
     shift = torch.tensor(np.random.default_rng(seed + 1).normal(size=(8, width)))
     moved = features + features.std(0) * shift[ids]
     plain, shifted = (
-        Moments.within_prompts(x, labels, ids, weighting=weighting) for x in (features, moved)
+        within_prompts(x, labels, ids, weighting=weighting) for x in (features, moved)
     )
     assert_close(plain, shifted, 1e-10)
     first, second = (ridge_path(m, [lam], has_intercept=False)[0] for m in (plain, shifted))
@@ -69,8 +70,8 @@ def test_the_order_of_rows_changes_nothing(width, seed):
     order = np.random.default_rng(seed).permutation(len(ids))
     assert_close(Moments.of(features, labels), Moments.of(features[order], labels[order]), 1e-11)
     assert_close(
-        Moments.within_prompts(features, labels, ids),
-        Moments.within_prompts(features[order], labels[order], ids[order], chunk_rows=5),
+        within_prompts(features, labels, ids),
+        within_prompts(features[order], labels[order], ids[order], chunk_rows=5),
         1e-11,
     )
 
@@ -86,10 +87,11 @@ def test_projecting_commutes_with_adding_and_composes(width, seed):
     blocks = [
         Moments.of(features[part], labels[part]) for part in (slice(None, half), slice(half, None))
     ]
-    together = (blocks[0] + blocks[1]).project(first)
-    assert_close(together, blocks[0].project(first) + blocks[1].project(first), 1e-11)
+    together = projected(Moments.total(blocks), first)
+    assert_close(together, Moments.total([projected(block, first) for block in blocks]), 1e-11)
     # lost digits are a share of what is summed, not of what is left of it
-    assert_close(together.project(second), (blocks[0] + blocks[1]).project(first @ second), 1e-8)
+    at_once = projected(Moments.total(blocks), first @ second)
+    assert_close(projected(together, second), at_once, 1e-8)
 
 
 @quick

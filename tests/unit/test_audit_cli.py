@@ -4,12 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from audit_toy import toy_audit
+from rich.console import Console
 from tiny import save_tiny
 
 from retrm.audit.grid import Grid
 from retrm.audit.tables import AuditTables
 from retrm.backbone.states import TransformersBackbone
 from retrm.cli.main import main
+from retrm.cli.tables import primary_table
+from retrm.metrics import format_number
 from retrm.reports.audit_figures import FIGURES
 
 SMALL = """\
@@ -119,8 +123,11 @@ def test_the_same_command_again_takes_up_everything_and_prints_one_object(
     before = stamps(output)
     monkeypatch.setattr(TransformersBackbone, "forward", None)  # would fail if it were called
     assert run(*options) == 0
-    value = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    value = json.loads(printed.out)
 
+    for words in (f"loading {options[2]}", "stage 4 of 9: widths, last token", "9: interventions"):
+        assert words in printed.err.replace("\n", "")
     assert set(value) == {"folder", "facts", "verdicts"}
     assert value["facts"]["n_answers"] == 64
     assert value["verdicts"][0]["question"] == "specificity"
@@ -166,6 +173,10 @@ def test_a_dry_run_prints_what_is_left_and_writes_nothing(done, place, tmp_path,
     assert whole["interventions_s"] > left["interventions_s"] == 0
     for words in ("dry run: nothing was written", "removals", "memory, beside the model"):
         assert words in printed
+    # Both stay when everything is read, so neither is called what is to be read.
+    assert left["n_answers"] == whole["n_answers"] > 0
+    assert "to read" not in printed
+    assert left["interventions"] is None  # nothing of them is left to do
 
 
 def test_a_killed_audit_goes_on_when_it_is_typed_again(place, tmp_path, monkeypatch):
@@ -181,6 +192,26 @@ def test_a_killed_audit_goes_on_when_it_is_typed_again(place, tmp_path, monkeypa
     monkeypatch.setattr(TransformersBackbone, "forward", None)
     assert run(*options) == 0
     assert AuditTables.load(tmp_path / "a").facts["settings"]["seed"] == 3
+
+
+def test_the_printed_table_has_a_line_a_feature_set_and_the_mean_of_random_draws():
+    with (console := Console(width=160)).capture() as got:
+        console.print(primary_table(toy_audit()))
+    lines = [line.split() for line in got.get().splitlines()]
+
+    # .55 + .08 + .03 log2(4)/6 + .01 sin(4 + 6) + .04 sin(3) + .02 sin(-1/9) = .638, +- .03
+    assert ["reasoning", ".638", "[.608,", ".668]", ".338", "[.308,", ".368]"] in lines
+    (random,) = (line for line in lines if line[:1] == ["random,"])
+    assert random[:8] == ["random,", "mean", "of", "20", "(5", "to", "95", "%)"]
+    draws = [
+        row.value
+        for row in toy_audit().cells
+        if (row.sweep, row.features, row.metric) == ("primary", "random", "within_auroc")
+    ]
+    low, high = (format_number(float(np.percentile(draws, q))) for q in (5, 95))
+    assert random[8:12] == [format_number(float(np.mean(draws))), f"({low}", "to", f"{high})"]
+    assert ["pass@1", "–", ".201"] in lines
+    assert ["oracle", "–", ".633"] in lines
 
 
 # ------------------------------------------------------------------------------------ refusals
@@ -213,6 +244,7 @@ def test_an_over_long_answer_does_not_spoil_the_folder_for_the_advised_rerun(
         (("--interventions", "--n-samples", -1), "got n_samples=-1; expected 0 or more"),
         (("--pooling", "mean"), "expected `last` among them"),
         (("--seed", -1), "got seed=-1"),
+        (("--label-threshold", "nan"), "got label_threshold=nan; expected a number"),
     ],
 )
 def test_bad_options_are_found_before_the_model_is_looked_for(
@@ -234,6 +266,8 @@ def test_bad_options_are_found_before_the_model_is_looked_for(
         (b"[interventions]\nn_samples = 2.5", "got n_samples=2.5; expected a whole number"),
         (b'[interventions]\nfill = "mean"', "Did you mean 'fills'?"),
         (b"[intervention]\nn_samples = 2", "unknown table [intervention]"),
+        (b"n_folds = 3", "n_folds = 3 is in no table; put it under [plan] or [interventions]"),
+        (b"[plan]\nn_draws = 20000", "got n_draws=20000; expected 2 to 10000"),
         (b"\xff\xfe\x00binary", "is no text in UTF-8; expected a TOML file"),
     ],
 )
@@ -251,6 +285,9 @@ def test_a_file_in_place_of_the_output_folder_is_found_before_the_model(place, t
 
     assert "a is a file; expected a folder" in refusal(capsys, *files)
     assert (tmp_path / "a").read_text() == "kept"
+    deeper = (*files[:-1], tmp_path / "a" / "sub", "--dry-run")
+    assert "a is a file; expected a folder" in refusal(capsys, *deeper)
+    assert "got an empty path; expected a name" in refusal(capsys, *files[:-1], "")
 
 
 def test_too_few_prompts_for_the_folds_are_found_before_the_model(place, tmp_path, capsys):

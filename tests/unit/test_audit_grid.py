@@ -10,12 +10,16 @@ import pytest
 import torch
 from audit_planted import LAYERS, WIDTH, M, planted, tiny_plan
 
+from retrm.audit import controls
 from retrm.audit.directions import FeatureSet
 from retrm.audit.measure import Setting
 from retrm.audit.plan import MATRICES
-from retrm.audit.probes import logistic_probes
+from retrm.audit.probes import logistic_probes, ridge_probes
+from retrm.audit.tables import AuditTables
+from retrm.audit.verdict import verdicts
+from retrm.fitting.ridge import Moments
 from retrm.methods import method
-from retrm.metrics import best_of_n, within_prompt_auroc
+from retrm.metrics import best_of_n, point_estimate, within_prompt_auroc
 
 PLAN = tiny_plan(poolings=("last", "mean", "max", "gate"))
 LAST = LAYERS[-1]
@@ -89,6 +93,16 @@ def test_a_signal_at_the_top_is_found_there_and_not_in_the_tail(name):
 
     assert found["semantic"][0] > 0.8
     assert abs(found["reasoning"][0] - 0.5) < 0.1
+
+
+def test_a_signal_in_the_folded_tail_is_found_there_and_not_in_the_raw_one():
+    found = {
+        cell.matrix: cell.value
+        for cell in stage("matrix", "folded").cells
+        if (cell.features, cell.m, cell.metric) == ("reasoning", M, "within_auroc")
+    }
+
+    assert found["folded"] > 0.8 > 0.65 > found["raw"], found
 
 
 def test_the_sliding_band_peaks_where_the_signal_is():
@@ -173,6 +187,17 @@ def test_the_primary_contrast_is_reasoning_against_the_mean_of_the_draws_by_the_
     }
 
 
+@pytest.mark.parametrize("name", ["primary", "width-last", "learning", "matrix", "band", "max"])
+def test_every_random_subspace_is_as_wide_as_the_subspace_it_stands_against(name):
+    cells = stage(name).cells
+    widths = {c.m for c in cells if c.features in ("reasoning", "band")}
+
+    random = [c for c in cells if c.features in ("random", "random_singular", "coordinates")]
+    assert random
+    assert {c.m for c in random} == widths
+    assert widths == ({M, 8} if name in ("width-last", "matrix") else {M})
+
+
 def test_answers_are_written_with_the_scores_behind_the_primary_figures():
     made = planted("reasoning", n_prompts=60)
     tables, s = stage("primary"), made.supervision
@@ -196,6 +221,32 @@ def test_baselines_stand_beside_the_heads():
     assert names == {"log-probability", "shortest", "longest"}
     short, long = (values(tables)[name][0] for name in ("shortest", "longest"))
     assert short + long == pytest.approx(1)
+
+
+def test_scores_of_answers_have_mean_0_and_deviation_1_in_each_fold():
+    made = planted("reasoning", n_prompts=60)
+    folds = made.supervision.folds(PLAN)
+    for kind in ("full", "reasoning", "random"):
+        scores = np.array([getattr(row, kind) for row in stage("primary").answers])
+        for fold in range(PLAN.n_folds):
+            assert scores[folds == fold].mean() == pytest.approx(0, abs=1e-9)
+            assert scores[folds == fold].std() == pytest.approx(1)
+
+
+def test_rules_by_length_count_the_judged_tokens_and_not_the_letters():
+    made = planted("length", n_prompts=60)
+    # The longer a text, the fewer tokens it has here.
+    answers = tuple(
+        replace(a, response="x" * int(500 - n))
+        for a, n in zip(made.table.answers, made.reading.lengths, strict=True)
+    )
+    made = replace(made, table=replace(made.table, answers=answers))
+    found = values(made.grid(tiny_plan(n_primary_draws=2)).primary())
+    s = made.supervision
+    expected = within_prompt_auroc(-made.reading.lengths.numpy(), s.labels, s.prompt_ids).mean
+
+    assert found["shortest"][0] == pytest.approx(expected)
+    assert found["shortest"][0] > 0.7 > 0.3 > found["longest"][0]
 
 
 def test_best_of_n_of_the_table_is_the_accuracy_of_the_top_scored_answers():
@@ -266,25 +317,96 @@ def test_the_confidence_contrast_is_scalars_with_reasoning_against_scalars_with_
     assert rows["scalars+reasoning", "scalars"].low > 0
 
 
+def shuffled_cells(made, plan):
+    """The check for leaks alone, without the rest of its stage."""
+    grid = made.grid(plan)
+    return controls._shuffled(grid, grid.states(LAST, "last"))
+
+
 def test_shuffled_labels_and_the_prompt_are_at_chance_within_prompts():
     shuffled = {
         cell.head: cell
-        for cell in stage("controls").cells
+        for cell in shuffled_cells(planted("reasoning", n_prompts=60), replace(PLAN, seed=1))
         if (cell.features, cell.metric) == ("shuffled", "within_auroc")
     }
 
     assert set(shuffled) == {"ridge", "logistic"}
     for cell in shuffled.values():
         assert cell.low < 0.5 < cell.high
-    # The mean of many permutations is known better than one of them, and than that of three.
+    # The mean of many permutations is known better than one of them, and than that of eight.
     spans = {head: cell.high - cell.low for head, cell in shuffled.items()}
     assert spans["ridge"] < spans["logistic"] < 0.2
+    assert stage("controls").facts["n_shuffles"] == {"ridge": 20, "logistic": 8}
     assert values(stage("controls"))["reasoning"][0] > 0.8  # the same features with true labels
+
+
+def test_the_check_for_leaks_fits_on_labels_that_are_shuffled_and_each_time_otherwise(monkeypatch):
+    made = planted("reasoning", n_prompts=20)
+    true, groups = made.supervision.labels, made.supervision.table.candidate_sets()
+    seen = {"ridge": [], "logistic": []}
+    for head in seen:
+        real = getattr(controls, f"{head}_probes")
+
+        def watch(states, sets, supervision, *rest, head=head, real=real):
+            seen[head].append(supervision.labels)
+            return real(states, sets, supervision, *rest)
+
+        monkeypatch.setattr(controls, f"{head}_probes", watch)
+    shuffled_cells(made, PLAN)
+
+    assert {head: len(found) for head, found in seen.items()} == {"ridge": 20, "logistic": 8}
+    for found in seen.values():
+        assert len({labels.tobytes() for labels in found}) == len(found)
+        for labels in found:
+            assert not np.array_equal(labels, true)
+            for rows in (list(group.rows) for group in groups):
+                assert sorted(labels[rows]) == sorted(true[rows])
+
+
+@pytest.mark.slow
+def test_shuffles_lie_as_far_apart_as_their_interval_says_and_farther_than_prompts_do():
+    # Labels of a prompt train the heads of the other folds: of 60 shuffles the deviation is known to
+    # a tenth, and an interval over prompts alone would be a fifth too narrow.
+    made = planted("nowhere", n_prompts=60)
+    grid, s, values, errors = made.grid(PLAN), made.supervision, [], []
+    states, tail = grid.states(LAST, "last"), [FeatureSet("reasoning", M, "raw")]
+    for number in range(60):
+        labels = s.shuffled(0, number)
+        (probe,) = ridge_probes(states, tail, labels, grid.folds[0], PLAN, grid.directions.of)
+        statistic = labels.statistics(probe.scores, grid.folds[0])["within_auroc"]
+        values.append(point_estimate(statistic))
+        errors.append(grid.measure.resamples.values(statistic).std())
+
+    assert abs(np.mean(values) - 0.5) < 3 * np.std(values) / 60**0.5
+    assert np.std(values) > 1.08 * np.mean(errors)
+
+
+@pytest.mark.parametrize("preferences", [False, True])
+def test_a_head_that_sees_the_labels_it_is_judged_by_is_called_a_leak(monkeypatch, preferences):
+    made = planted("nowhere", n_prompts=20, preferences=preferences)
+
+    def everything(blocks, fold):
+        return [Moments.total(part) for part in zip(*blocks, strict=True)]
+
+    def sanity():
+        facts = {"n_shuffles": {"ridge": 20, "logistic": 8}}
+        tables = AuditTables(facts=facts, cells=shuffled_cells(made, PLAN))
+        return next(v.answer for v in verdicts(tables) if v.question == "sanity")
+
+    assert sanity() == "within chance"
+    monkeypatch.setattr("retrm.audit.probes._training_blocks", everything)
+    assert sanity() == "leaks"
+
+
+def test_every_draw_beside_the_scalars_is_another_subspace():
+    found = values(stage("controls"))["scalars+random"]
+
+    assert len(set(found)) == PLAN.n_draws
 
 
 def test_a_scalar_alone_is_that_column_and_its_sign_is_learned():
     made = planted("length", n_prompts=60)
-    kinds = values(made.grid(PLAN).controls())
+    kinds = values(made.grid(PLAN).stages()["controls"]())
 
     # Shorter is right here: the head turns log length round.
     assert kinds["scalar:log_length"][0] > 0.7
@@ -348,8 +470,9 @@ def test_preferences_run_every_stage_with_pair_accuracy(name):
     tables = stage(name, preferences=True)
 
     metrics = {cell.metric for cell in tables.cells}
-    assert metrics == {"pair_accuracy"}
-    assert {row.metric for row in tables.contrasts} <= {"pair_accuracy"}
+    by_length = {"length_matched_pair_accuracy"} if name == "primary" else set()
+    assert metrics == {"pair_accuracy", *by_length}
+    assert {row.metric for row in tables.contrasts} == {"pair_accuracy", *by_length}
     if name == "controls":
         found = values(tables, "pair_accuracy")
         assert "prompt" not in found  # answers to one prompt share it: nothing to compare
@@ -372,13 +495,15 @@ def test_preferences_have_directions_without_separation_and_no_curves():
 
 def test_every_stage_reports_its_steps_up_to_the_last():
     made = planted("nowhere", n_prompts=20)
-    grid = made.grid(tiny_plan(n_primary_draws=2))
-    for name in ("width-last", "learning", "matrix", "layers-last"):
+    few = {"n_primary_draws": 2, "n_draws": 2, "n_split_seeds": 1}
+    grid = made.grid(tiny_plan(**few, poolings=("last", "mean")))
+    for name in ("width-last", "width-mean", "learning", "matrix", "band", "layers-last"):
         seen = []
         grid.on_step = lambda done, total, seen=seen: seen.append((done, total))
         grid.stages()[name]()
         assert seen, name
         assert seen[-1][0] == seen[-1][1], name
+        assert len({total for _, total in seen}) == 1, name  # one count, whatever a step is
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
@@ -401,7 +526,7 @@ def test_rows_of_the_reading_that_are_not_judged_take_no_part():
 
     sets = [FeatureSet("full", WIDTH), FeatureSet("reasoning", M, "raw")]
     grids = [one.grid(plan) for one in (made, other)]
-    scores = [grid._ridge(grid.states(LAST, "last"), sets, None) for grid in grids]
+    scores = [grid.ridge(grid.states(LAST, "last"), sets, None) for grid in grids]
     for first, second in zip(*scores, strict=True):
         assert np.array_equal(first.probe.scores, second.probe.scores)
     assert other.supervision.n_unjudged == other.supervision.n

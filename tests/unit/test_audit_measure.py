@@ -9,10 +9,11 @@ from audit_planted import N_ANSWERS, WIDTH, M, planted, tiny_plan
 from scipy import stats
 
 from retrm.audit.directions import Directions, FeatureSet
-from retrm.audit.measure import Measure, Setting, corrected
+from retrm.audit.measure import Measure, Measured, Setting, corrected
 from retrm.audit.probes import Probe, ridge_probes
 from retrm.audit.supervision import Supervision
 from retrm.audit.tables import AuditTables, ContrastRow
+from retrm.errors import RecipeError
 from retrm.metrics import (
     AverageStatistic,
     DifferenceStatistic,
@@ -193,7 +194,32 @@ def test_cut_answers_are_left_out_of_the_figure_on_finished_ones(made, folds):
     kept = finished == 1
     expected = within_prompt_auroc(scores[kept], s.labels[kept], s.prompt_ids[kept]).mean
     assert cells["finished_within_auroc"].value == pytest.approx(expected)
+    assert cells["finished_within_auroc"].n_prompts == 40  # some answer to each was finished
     assert cells["within_auroc"].value > expected + 0.1
+
+
+def test_prompts_of_which_every_answer_was_cut_are_not_counted_as_resampled(made, folds):
+    s = made.supervision
+    finished = np.ones(s.n)
+    finished[: 10 * N_ANSWERS] = 0  # ten of forty prompts
+    measure = measure_of(s, finished=finished)
+    cells = by_metric(measure.more_cells(measure.take([probe(noise(s.n, 1))], SETTING, [folds])))
+
+    assert cells["finished_within_auroc"].n_prompts == 30
+    assert cells["residual_auroc"].n_prompts == 40
+
+
+def test_what_is_left_beyond_length_and_log_probability_is_nothing_where_the_score_is_one_of_them(
+    made, folds
+):
+    s = made.supervision
+    lengths, confidence = np.exp(3 + noise(s.n, 3)), -np.exp(noise(s.n, 4))
+    measure = measure_of(s, lengths=lengths, log_probability=confidence)
+    for scores in (np.log(lengths), confidence, np.log(lengths) - 2 * confidence):
+        found = measure.more_cells(measure.take([probe(scores)], SETTING, [folds]))
+        assert by_metric(found)["residual_auroc"].value == 0.5  # all residuals are 0: ties
+    other = measure.more_cells(measure.take([probe(noise(s.n, 5))], SETTING, [folds]))
+    assert by_metric(other)["residual_auroc"].value != 0.5
 
 
 @pytest.mark.parametrize("flag", [1.0, 0.0, math.nan])
@@ -225,7 +251,7 @@ def test_pairs_have_no_figures_that_need_labels():
     measure = measure_of(made.supervision)
     found = measure.take([probe(noise(made.supervision.n, 0))], SETTING, [None])
 
-    assert measure.more_cells(found) == []
+    assert {c.metric for c in measure.more_cells(found)} == {"length_matched_pair_accuracy"}
     (cell,) = measure.cells(found)
     assert cell.metric == "pair_accuracy"
     assert not math.isnan(cell.low)
@@ -346,6 +372,63 @@ def test_p_of_a_contrast_knows_prompts_and_draws_by_welch(made, folds):
     assert measure.contrasts("exploratory", first, draws, is_random=False)[0].df == math.inf
 
 
+def test_p_of_a_contrast_knows_the_mean_of_repetitions(made):
+    # Errors add up in squares: prompts (known), and sd / sqrt(3) of three gaps, with 2 degrees.
+    s = made.supervision
+    folds = [s.folds(PLAN, seed) for seed in range(3)]
+    measure = measure_of(s)
+    first, second = (
+        measure.take(
+            [probe(noise(s.n, 10 * k + i) + k * s.labels) for i in range(3)], SETTING, folds
+        )
+        for k in (1, 0)
+    )
+    row = measure.contrasts("exploratory", first, [second], is_random=False)[0]
+    within = [
+        [within_prompt_auroc(noise(s.n, 10 * k + i) + k * s.labels, s.labels, s.prompt_ids).mean]
+        for i in range(3)
+        for k in (1, 0)
+    ]
+    gaps = np.array(within).reshape(3, 2) @ [1, -1]
+    boot = measure.resamples.standard_error(
+        first.statistics["within_auroc"], second.statistics["within_auroc"]
+    )
+    repetition = gaps.std(ddof=1) / math.sqrt(3)
+    df = (boot**2 + repetition**2) ** 2 / (repetition**4 / 2)
+
+    assert row.value == pytest.approx(gaps.mean())
+    assert row.df == pytest.approx(df)
+    assert row.p == pytest.approx(
+        2 * stats.t.sf(abs(gaps.mean()) / math.hypot(boot, repetition), df)
+    )
+
+
+def test_intervals_over_repetitions_are_students_t_of_their_values(made, folds):
+    s = made.supervision
+    measure = measure_of(s)
+    each = tuple(s.statistics(noise(s.n, i), folds) for i in range(4))
+    found = by_metric(
+        measure.cells_over_repeats(Measured(probe(noise(s.n, 0)), SETTING, each[0], each))
+    )["within_auroc"]
+    values = [within_prompt_auroc(noise(s.n, i), s.labels, s.prompt_ids).mean for i in range(4)]
+
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), low, high))
+    assert found.n_prompts == 40
+
+
+def test_random_subspaces_of_another_width_are_refused_as_opponents(made, folds):
+    measure = measure_of(made.supervision)
+    wide = replace(probe(noise(made.supervision.n, 1)), features=FeatureSet("random", 2 * M, "raw"))
+    first, second = (
+        measure.take([one], SETTING, [folds]) for one in (probe(noise(made.supervision.n, 0)), wide)
+    )
+
+    with pytest.raises(RecipeError, match="reasoning of m = 4 against random subspaces of m = 8"):
+        measure.contrasts("primary", first, [second], is_random=True)
+    assert measure.contrasts("economy", first, [second], is_random=False)  # no such promise
+
+
 def test_a_contrast_without_draws_has_no_rank(made, folds):
     measure = measure_of(made.supervision)
     first, second = (
@@ -378,6 +461,20 @@ def test_holms_family_is_the_exploratory_contrasts_of_one_metric():
     assert math.isnan(found[4])  # fixed before looking: not corrected, whatever its p
     assert math.isnan(found[5])
     assert [row.metric for row in corrected(rows)] == [row.metric for row in rows]
+
+
+def test_scores_are_set_against_shortest_and_longest_on_the_same_pairs_of_like_length():
+    # Right answers are one token of fifty shorter, in both prompts; the score is right in one of two.
+    answers = tuple(Answer(Prompt.of(p), f"r{i}", p) for i, p in enumerate("aabb"))
+    s = Supervision.of(AnswerTable(answers, np.array([1.0, 0, 1, 0])), range(4))
+    measure = measure_of(s, lengths=np.array([49.0, 50, 49, 50]))
+    rows = measure.length_contrasts(measure.take([probe([2, 1, 1, 2])], SETTING, [None]))
+
+    # score .5; shortest 1; longest 0
+    assert {(r.metric, r.second): r.value for r in rows} == {
+        ("length_matched_auroc", "shortest"): -0.5,
+        ("length_matched_auroc", "longest"): 0.5,
+    }
 
 
 # --------------------------------------------------------------------------------- preferences
@@ -425,3 +522,66 @@ def test_several_pairs_of_a_prompt_are_resampled_together():
     # 30 independent coins, not 150: half-width 1.96 * .5 / sqrt(30) = .18 (150: .08).
     assert cell.value == 0.5
     assert 0.14 < (cell.high - cell.low) / 2 < 0.21
+
+
+def pairs_of(*prompts):
+    """One pair a prompt, the first answer before the second."""
+    answers = tuple(Answer(Prompt.of(p), f"{p}{k}", p) for p in prompts for k in "ab")
+    pairs = tuple(Pair(2 * i, 2 * i + 1) for i in range(len(prompts)))
+    return Supervision.of(
+        AnswerTable(answers, np.full(len(answers), math.nan), pairs=pairs), range(8)
+    )
+
+
+LENGTHS = np.array([100.0, 95, 100, 50, 10, 10, 40, 44])  # alike but for the second pair
+SCORES = np.array([1.0, 2, 5, 1, 3, 1, 2, 2])  # wrong, right, right, level
+
+
+def test_pairs_of_like_length_by_hand():
+    measure = measure_of(pairs_of(*"pqrs"), lengths=LENGTHS)
+    found = measure.take([probe(SCORES)], SETTING, [None])
+    (cell,) = measure.more_cells(found)
+
+    # the three pairs within a tenth: (0 + 1 + .5) / 3
+    assert (cell.metric, cell.n, cell.n_prompts) == ("length_matched_pair_accuracy", 3, 4)
+    assert cell.value == pytest.approx(0.5)
+    assert cell.low <= cell.value <= cell.high
+
+
+def test_preferences_are_set_against_length_on_all_pairs_and_on_those_of_like_length():
+    measure = measure_of(pairs_of(*"pqrs"), lengths=LENGTHS)
+    found = measure.take([probe(SCORES)], SETTING, [None])
+    rows = {(r.metric, r.second): r for r in measure.length_contrasts(found)}
+
+    # all: score (0 + 1 + 1 + .5) / 4 = .625; longest right, right, level, wrong: 2.5 / 4; shortest 1.5 / 4
+    # alike: score .5; longest (1 + .5 + 0) / 3 = .5; shortest the same
+    assert {key: row.value for key, row in rows.items()} == pytest.approx(
+        {
+            ("pair_accuracy", "shortest"): 0.25,
+            ("pair_accuracy", "longest"): 0.0,
+            ("length_matched_pair_accuracy", "shortest"): 0.0,
+            ("length_matched_pair_accuracy", "longest"): 0.0,
+        }
+    )
+    assert {row.role for row in rows.values()} == {"exploratory"}
+    assert all(row.low <= row.value <= row.high for row in rows.values())
+
+
+def test_repeated_splits_are_set_against_the_same_rule_by_length():
+    s = pairs_of(*"pqrs")
+    measure = measure_of(s, lengths=LENGTHS)
+    found = measure.take([probe(SCORES), probe(-SCORES)], SETTING, [None, None])
+    row = next(r for r in measure.length_contrasts(found) if r.second == "shortest")
+
+    # accuracies .625 and .375, mean .5; shortest .375. Gaps .25 and 0: one degree of freedom.
+    assert row.value == pytest.approx(0.125)
+    assert row.df < math.inf
+
+
+def test_without_pairs_of_like_length_there_is_no_such_figure():
+    s = pairs_of(*"pqrs")
+    measure = measure_of(s, lengths=np.array([1.0, 2] * 4))
+    found = measure.take([probe(SCORES)], SETTING, [None])
+
+    assert measure.more_cells(found) == []
+    assert {row.metric for row in measure.length_contrasts(found)} == {"pair_accuracy"}

@@ -57,6 +57,9 @@ def test_a_plan_survives_json():
     ("changes", "fragment"),
     [
         ({"n_draws": 1}, "n_draws=1; expected 2 or more"),
+        ({"n_draws": 10_001}, "n_draws=10001; expected 2 to 10000"),
+        ({"n_primary_draws": 10_001}, "n_primary_draws=10001; expected 2 to 10000"),
+        ({"n_layer_draws": 10_001}, "n_layer_draws=10001; expected 1 to 10000"),
         ({"n_primary_draws": 0}, "n_primary_draws=0; expected 2"),
         ({"n_layer_draws": 0}, "n_layer_draws=0; expected 1"),
         ({"n_folds": 1}, "n_folds=1; expected 2"),
@@ -115,6 +118,8 @@ def test_a_plan_survives_json_and_refuses_unknown_keys():
 
 def test_another_seed_draws_other_subspaces_and_none_twice():
     seeds = {AuditPlan(seed=s).draw_seed(draw) for s in (0, 1, 2) for draw in range(99)}
+    most = AuditPlan(n_draws=10_000)  # the last subspace is none of the next plan's
+    assert most.draw_seed(most.n_draws - 1) < AuditPlan(seed=1).draw_seed(0)
 
     assert len(seeds) == 3 * 99
     assert AuditPlan(seed=0).draw_seed(7) == 7

@@ -1,5 +1,6 @@
 """Probes of an audit: against plain scikit-learn, without leaks, and blind to what they must be."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -426,6 +427,13 @@ def test_pairs_decide_where_answers_also_carry_labels():
     assert not found.targets.is_labelled.any()
 
 
+@pytest.mark.parametrize("threshold", [math.nan, math.inf])
+def test_a_threshold_that_is_no_number_is_refused_by_name(threshold):
+    table = AnswerTable(tuple(Answer.of("p", f"{i}") for i in range(4)), np.arange(4.0))
+    with pytest.raises(LabelError, match=f"got label_threshold={threshold}; expected a number"):
+        Supervision.of(table, range(4), label_threshold=threshold)
+
+
 def test_grades_become_pairs_or_labels_at_a_threshold():
     table = AnswerTable(answers(*"aabb"), np.array([0.9, 0.2, 0.5, 0.5]))
 
@@ -450,6 +458,19 @@ def test_shuffling_keeps_every_prompts_labels_and_moves_them(made):
     for group in s.table.candidate_sets():
         rows = list(group.rows)
         assert sorted(s.labels[rows]) == sorted(shuffled.labels[rows])
+
+
+def test_shuffles_differ_by_number_by_seed_and_by_prompts(made, preferred):
+    for s in (made.supervision, preferred.supervision):
+        ids = np.array([f"other-{i}" for i in s.prompt_ids], dtype=object)
+        answers = tuple(
+            replace(answer, prompt_id=str(i))
+            for answer, i in zip(s.table.answers, ids, strict=True)
+        )
+        other = replace(s, table=replace(s.table, answers=answers))
+        found = [s.shuffled(3), s.shuffled(3, 1), s.shuffled(4), other.shuffled(3)]
+        kinds = {(one.labels.tobytes(), one.pairs.tobytes()) for one in found}
+        assert len(kinds) == 4
 
 
 def test_shuffling_preferences_turns_about_half_of_the_pairs_round(preferred):

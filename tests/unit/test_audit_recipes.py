@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -39,9 +40,22 @@ def script(name: str):
     return module
 
 
-prepare, generators, finetuned, gates = (
-    script(n) for n in ("prepare", "generators", "finetuned", "gates")
+prepare, generators, finetuned, gates, own_questions = (
+    script(n) for n in ("prepare", "generators", "finetuned", "gates", "own_questions")
 )
+
+
+def refusal(module, monkeypatch, capsys, *words) -> str:
+    """The last line that a recipe ends with, which loads no model."""
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, words)])
+    if hasattr(module, "load_backbone"):
+        monkeypatch.setattr(module, "load_backbone", None)
+    try:
+        code = module.main()
+    except SystemExit as ended:
+        code = ended.code
+    assert code
+    return capsys.readouterr().err.strip().splitlines()[-1]
 
 
 # ------------------------------------------------------------------------------- prepare: replies
@@ -313,9 +327,9 @@ def test_close_pairs_without_a_bound_are_all_pairs_of_a_question(seed):
 def test_the_figure_within_authors_is_the_mean_of_their_own_and_skips_one_sided_ones():
     scores = np.array([1.0, 0.0, 0.0, 1.0, 9.0])
     labels = np.array([1, 0, 1, 0, 1])
-    statistic = generators.within_generator_statistic(
-        scores, labels, ["a", "b", "a", "b", "b"], ["x", "x", "y", "y", "z"]
-    )
+    answers = generators.Answers(np.zeros((5, 1)), labels, list("ababb"), list("xxyyz"))
+    found = generators._shared_statistics(scores, answers, generators.Settings(tolerance=1.0))
+    statistic = found["within_generator"]
 
     # x: 1, y: 0, z has right answers only.
     assert statistic(np.ones((1, 2)))[0] == pytest.approx(0.5)
@@ -551,3 +565,71 @@ def test_random_gates_stand_for_their_mean_and_those_that_do_as_well_are_counted
     assert (random["value"], random["n_draws"], random["n_at_least_as_good"]) == (0.0, 2, 1)
     assert (full["value"], full["n_draws"], full["n_at_least_as_good"]) == (-0.5, 0, 0)
     assert [m.name for m in gates.methods(2)][-2:] == ["random_elhsr@0", "random_elhsr@1"]
+
+
+ROLLOUTS = [
+    {"prompt": f"{q}?", "responses": ["yes", "no"], "correct": [True, False]} for q in range(4)
+]
+
+
+def written(path: Path, rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("words", "telling"),
+    [
+        (["--limit", "99999"], "got --limit 99999; .* holds 8 answers"),
+        (["--limit", "-5"], "got --limit -5; expected 1 or more"),
+        (["--limit", "0"], "got --limit 0; expected 1 or more"),
+        (["--draws", "0"], "got --draws 0; expected 1 or more"),
+        (["--folds", "1"], "got --folds 1; expected 2 or more"),
+        (["--folds", "5"], "error: .*4 prompt"),
+        (["--rollouts", "no-file.jsonl"], "error: .*no-file.jsonl"),
+        (["-o", "."], r"error: \. is a folder; expected the name of a file"),
+        (["-o", "data.jsonl/gates.json"], "error: data.jsonl is a file; expected a folder"),
+    ],
+)
+def test_gates_refuse_before_a_model_is_loaded(tmp_path, monkeypatch, capsys, words, telling):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "data.jsonl", ROLLOUTS)
+    given = ["--rollouts=data.jsonl", "-o", "gates.json", *words]
+    assert re.search(telling, refusal(gates, monkeypatch, capsys, *given))
+    assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "telling"),
+    [
+        ([{**row, "correct": [True, True]} for row in ROLLOUTS], "no prompt with right and wrong"),
+        ([{**row, "correct": [True, None]} for row in ROLLOUTS], "more than right and wrong"),
+        ([{"prompt": "p", "chosen": "a", "rejected": "b"}], "more than right and wrong"),
+    ],
+)
+def test_gates_refuse_answers_that_cannot_be_compared(tmp_path, monkeypatch, capsys, rows, telling):
+    data = written(tmp_path / "data.jsonl", rows)
+    given = ["--rollouts", data, "-o", tmp_path / "gates.json"]
+    assert telling in refusal(gates, monkeypatch, capsys, *given)
+
+
+def test_the_study_of_authors_refuses_before_a_model_is_loaded(tmp_path, monkeypatch, capsys):
+    data, folder = tmp_path / "data.jsonl", tmp_path / "audit"
+
+    def refused(*words):
+        given = [data, "--audit", folder, "-o", tmp_path / "out.json", *words]
+        return refusal(generators, monkeypatch, capsys, *given)
+
+    assert "data.jsonl is missing; make both files with prepare.py" in refused()
+    written(data, ROLLOUTS)
+    assert "data.jsonl.generators.json is missing" in refused()
+    (tmp_path / "data.jsonl.generators.json").write_text(json.dumps(["m", "n"] * 4))
+    assert "holds no finished audit; run retrm audit" in refused()
+    assert "got --draws 0; expected 1 or more" in refused("--draws", "0")
+    assert "5x" in refused("--size", "5x")
+    assert "is a folder; expected the name of a file" in refused("-o", tmp_path)
+
+
+def test_fewer_than_one_question_a_kind_are_refused(monkeypatch, capsys):
+    found = refusal(own_questions, monkeypatch, capsys, "--per-kind", "-3")
+    assert "got --per-kind -3; expected 1 or more" in found

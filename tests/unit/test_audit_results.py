@@ -14,7 +14,7 @@ import pytest
 from audit_planted import TINY, planted, tiny_plan
 from audit_toy import M, contrast, removal, toy_facts
 
-from retrm.audit.intervene import InterventionPlan
+from retrm.audit.intervention_plan import InterventionPlan
 from retrm.audit.plan import AuditPlan
 from retrm.audit.rules import claim_of
 from retrm.audit.tables import AuditTables, CellRow, Verdict
@@ -32,7 +32,7 @@ def scripts():
         patch.syspath_prepend(str(DOCS))
         names = (
             *("tables_in_pages", "measurements", "audit_blocks", "intervention_blocks"),
-            *("study_blocks", "make_audit_results"),
+            *("study_blocks", "summary_block", "make_audit_results", "make_audit_reports"),
         )
         yield {name: importlib.import_module(name) for name in names}
 
@@ -159,7 +159,8 @@ def test_measured_audits_have_rows_in_every_block_and_the_rest_is_named(scripts,
     for name in of_audits:
         assert re.search(r"^\W*`demo`", blocks[f"audit-{name}"], re.M), name
         assert re.search(r"^\W*`hh`", blocks[f"audit-{name}"], re.M), name
-        assert "ot measured yet" in blocks[f"audit-{name}"]
+    named = [name for name in blocks if "`rm_bench`" in blocks[name]]
+    assert named == ["audit-summary", "audit-files"]  # once at the top, and how to make it
     # Equal length needs right and wrong answers, so preferences stand in the other table only.
     assert re.findall(r"^\| `(\w+)`", blocks["audit-confidence"], re.M) == ["demo", "hh", "demo"]
 
@@ -178,7 +179,8 @@ def test_the_primary_table_repeats_the_figures_of_the_files(scripts, results, au
 
     # Planted there, but nine draws are too few for a claim: rank p = (1 + 0) / (1 + 9).
     assert tables.verdicts[0].answer == "too few draws"
-    assert f"| **{figure(primary)}** | .100 | too few draws |" in rows[1]
+    p_value = scripts["audit_blocks"].p_value
+    assert f"| **{figure(primary)}** | .100 | {p_value(primary.p)} | too few draws |" in rows[1]
     assert figure(reasoning) in rows[0]
     assert "toy.gguf" in rows[0]
     assert "folder" not in rows[0]
@@ -199,11 +201,108 @@ def test_the_mean_of_random_draws_is_the_mean_over_their_cells(scripts, results,
 def test_the_summary_counts_verdicts_and_gives_each_audit_a_sentence(scripts, results):
     summary = scripts["make_audit_results"].blocks(results)["audit-summary"]
 
-    assert summary.startswith("- Of 2 measured: reasoning minus random subspaces")
-    assert "*too few draws* 1" in summary
+    assert re.search(r"full state on \d of 2 sets\.\*\* \*", summary)
+    assert "(told apart by the rule on 0 of 2 sets)" in summary
+    assert "*too few draws*: `demo` (" in summary
     assert "- `demo` (own answers, demo questions, toy.gguf): **too few draws**" in summary
     # rank p of .1 = (1 + 0) / (1 + 9): no draw does as well
-    assert "0 of 9 random subspaces do as well or better" in summary
+    assert "0 of 9 random subspaces do as well or better (rank p = .100)" in summary
+
+
+def of(scripts, name, *contrasts, cells=(), **facts):
+    """An audit of the page that holds these rows and nothing else."""
+    made = scripts["make_audit_results"]
+    facts = {**toy_facts(), "n_cut": 0, "n_mixed": 300, **facts}
+    tables = AuditTables(facts=facts, contrasts=contrasts, cells=cells)
+    tables = replace(tables, verdicts=made.verdicts(tables))
+    return scripts["measurements"].Measurement(name, "toy", "", tables, Path("nowhere"))
+
+
+def test_the_summary_says_what_is_solid_and_what_is_not(scripts):
+    fixed = {"role": "primary", "first": "reasoning", "second": "random", "n_draws": 99}
+    full = {"role": "economy", "first": "reasoning", "second": "full", "n_draws": 0, "rank_p": NAN}
+    down = contrast(low=-0.05, high=-0.01, value=-0.03, rank_p=1.0, p=0.074, **fixed)
+    up = contrast(low=0.01, high=0.07, value=0.04, rank_p=0.03, p=0.172, **fixed)
+    worse = contrast(low=-0.08, high=-0.03, value=-0.06, p=0.001, **full)
+    open_ = contrast(low=-0.03, high=0.03, value=0.0, p=0.9, **full)
+    found = [of(scripts, "a", down, worse), of(scripts, "b", up, open_)]
+    text = scripts["summary_block"].summary(found)
+
+    assert "**Solid: worse than the full state on 1 of 2 sets.** *worse than full*: `a` (" in text
+    assert (
+        "**Not solid: better or worse than random directions** (told apart by the rule on 1 of 2 "
+        "sets, with p of .050 or less for all sources of chance together on 0). *hurts*: `a` (-.030 "
+        "[-.050, -.010], p = .074); *within the spread of random*: `b` (.040 [.010, .070], p = .172)."
+    ) in text
+    assert "0 of 99 random subspaces do as badly or worse (rank p = .010)" in text
+    sure = of(scripts, "a", replace(down, p=0.02), worse)
+    assert "**Solid on some: better or worse" in scripts["summary_block"].summary([sure])
+
+
+def test_verdicts_of_the_page_are_of_todays_rules_whatever_is_stored(scripts, tmp_path, audits):
+    claimed = Verdict("specificity", "helps", "by an older rule", is_primary=True)
+    replace(audits["demo"], verdicts=(claimed,)).save(tmp_path / "audit" / "demo")
+    blocks = scripts["make_audit_results"].blocks(tmp_path)
+
+    assert "**too few draws**" in blocks["audit-summary"]
+    assert "helps" not in blocks["audit-summary"]
+
+
+def test_reports_are_made_again_from_the_tables_by_todays_rules(scripts, tmp_path):
+    folder = tmp_path / "audit" / "demo"
+    row = contrast(role="primary", low=0.01, high=0.07, n_draws=99, rank_p=0.03, holm_p=1.0)
+    claimed = Verdict("specificity", "helps", "by an older rule", is_primary=True)
+    AuditTables(facts=toy_facts(), contrasts=(row,), verdicts=(claimed,)).save(folder)
+
+    assert scripts["make_audit_reports"].remake(tmp_path) == ["demo"]
+    assert AuditTables.load(folder).verdicts[0].answer == "within the spread of random"
+    assert AuditTables.load(folder).contrasts == (row,)
+    assert "within the spread of random" in (folder / "audit.html").read_text("utf-8")
+    assert (folder / "figures" / "contrasts.png").is_file()
+
+
+@pytest.mark.parametrize(("share", "n_cut"), [("", 0), (" 13% of the answers are cut.", 13)])
+def test_the_summary_tells_the_share_of_cut_answers(scripts, share, n_cut):
+    row = contrast(role="primary", low=-0.05, high=-0.01, n_draws=99, rank_p=1.0)
+    text = scripts["summary_block"].summary([of(scripts, "a", row, n_cut=n_cut, n_answers=100)])
+
+    assert ("answers are cut" in text) == bool(share)
+    assert share in text
+
+
+def test_a_rule_that_orders_as_well_as_a_head_is_named(scripts, audits):
+    cell = next(c for c in audits["demo"].cells if c.sweep == "primary")
+    rows = [
+        replace(cell, features=name, metric="within_auroc", value=value)
+        for name, value in (
+            *(("reasoning", 0.60), ("full", 0.70)),
+            *(("shortest", 0.40), ("log-probability", 0.65)),
+        )
+    ]
+    text = scripts["summary_block"].summary([of(scripts, "a", cells=rows)])
+
+    assert "as the head on reasoning for `a` (log-probability .650, head .600)" in text
+    assert "head on the full state" not in text
+
+
+def test_the_difference_that_holm_would_have_asked_for_is_worked_out_from_p_and_df(scripts):
+    # |t| of a two-sided p of .3173 is 1 without end of df: error .02. Of two that do not stand, the
+    # next step asks for p = .025, so |t| = 2.2414: .0448.
+    plain = {"first": "reasoning", "second": "random", "df": math.inf, "sweep": "width"}
+    rows = [
+        contrast(value=value, low=-1.0, high=1.0, p=0.31731, holm_p=0.63, **plain)
+        for value in (0.02, -0.02)
+    ]
+    found = of(scripts, "a", *rows)
+
+    assert scripts["summary_block"].needed_difference(found) == pytest.approx(0.0448, abs=1e-4)
+    assert "had to reach ±: `a` .045." in scripts["summary_block"].summary([found])
+    # One that stands leaves one: p = .05, |t| = 1.96.
+    sure = of(scripts, "a", replace(rows[0], holm_p=0.01, p=0.005), rows[1])
+    errors = (0.02 / 2.8070, 0.02)  # |t| of .005 is 2.807
+    assert scripts["summary_block"].needed_difference(sure) == pytest.approx(
+        1.96 * sum(errors) / 2, abs=1e-4
+    )
 
 
 def test_a_claim_needs_the_interval_and_the_corrected_p():
@@ -282,22 +381,61 @@ def test_an_intervention_stands_beside_random_ones_of_its_width_and_of_its_energ
         ),
         *(effect("random", draw, -0.02 - draw / 100) for draw in range(3)),
         *(effect("random_energy", draw, -0.2, m=3 * M) for draw in range(3)),
+        energy("reasoning", 0, 0.3),
+        *(energy("random_energy", draw, 0.3, m=3 * M) for draw in range(3)),
     ]
-    tables = AuditTables(facts=toy_facts(), interventions=rows)
-    found = scripts["measurements"].Measurement("demo", "toy", "", tables, tmp_path)
+    block = removals(scripts, tmp_path, rows)
 
-    block = scripts["intervention_blocks"].interventions([found], "unused")
-
-    assert "| removed at | what | directions | log-probability (nats a token) |" in block
-    lines = [line.split(" | ")[1:] for line in block.splitlines() if line.startswith("| last")]
-    assert lines == [
-        ["nothing: the figure itself", "–", "-.500 [-.540, -.460] |"],
-        ["reasoning", "4", "**-.200 [-.210, -.190]** |"],
+    assert (
+        "| removed at | what | directions | energy removed | log-probability (nats a token) |"
+    ) in block
+    assert lines_of(block) == [
+        ["nothing: the figure itself", "–", "–", "-.500 [-.540, -.460] |"],
+        ["reasoning", "4", ".300 [.260, .340]", "**-.200 [-.210, -.190]** |"],
         # the mean of -.02, -.03, -.04
-        ["random, mean (draws)", "4", "-.030 (-.040 to -.020) |"],
-        ["random of equal energy, mean (draws)", "12", "-.200 (-.200 to -.200) |"],
-        ["reasoning − random", "4", "**-.170 [-.190, -.150]** (Holm p .004) |"],
+        ["random, mean (draws)", "4", "–", "-.030 (-.040 to -.020) |"],
+        [
+            *("random of equal energy, mean (draws)", "12"),
+            *(".300 (.300 to .300)", "-.200 (-.200 to -.200) |"),
+        ],
+        ["reasoning − random", "4", "–", "**-.170 [-.190, -.150]** (Holm p .004) |"],
     ]
+
+
+def test_each_size_has_its_own_control_of_equal_energy(scripts, tmp_path):
+    # One control a size, numbered over all sizes, beside many random draws; the third missed its aim.
+    rows = []
+    for number, (m, share, loss) in enumerate([(4, 0.1, -0.1), (8, 0.3, -0.3), (16, 0.6, -0.6)]):
+        aim = share if m < 16 else 0.8 * share - 0.01
+        rows += [
+            *(effect("reasoning", 0, loss, m=m), energy("reasoning", 0, share, m=m)),
+            *(effect("random", draw, -0.01, m=m) for draw in range(19)),
+            effect("random_energy", number, loss, m=5 * m),
+            energy("random_energy", number, aim, m=5 * m),
+        ]
+    equal = [line for line in lines_of(removals(scripts, tmp_path, rows)) if "equal" in line[0]]
+
+    assert [(line[1], line[3]) for line in equal] == [
+        ("20", "**-.100 [-.110, -.090]** |"),
+        ("40", "**-.300 [-.310, -.290]** |"),
+    ]
+
+
+def removals(scripts, folder: Path, rows) -> str:
+    """The block of one audit with these interventions."""
+    tables = AuditTables(facts=toy_facts(), interventions=rows)
+    found = scripts["measurements"].Measurement("demo", "toy", "", tables, folder)
+    return scripts["intervention_blocks"].interventions([found], "unused")
+
+
+def lines_of(block: str) -> list[list[str]]:
+    """Cells of the rows of a table, without the first."""
+    return [line.split(" | ")[1:] for line in block.splitlines() if line.startswith("| last")]
+
+
+def energy(removed: str, draw: int, share: float, m: int = M):
+    """How much a removal takes out."""
+    return removal("last", removed, draw, "energy_removed", share, m=m)
 
 
 def test_a_verdict_goes_with_the_contrast_it_was_made_of(scripts, tmp_path):
@@ -334,8 +472,9 @@ def test_gates_show_accuracy_and_cost_side_by_side(scripts):
     head = {"name": "retrm_elhsr", "within_auroc": numbers(0.7), "best_of_n": numbers(0.4)}
     oracle = {"name": "oracle", "within_auroc": None, "best_of_n": numbers(0.8)}
     gap = {"first": "retrm_elhsr", "metric": "within_auroc", **numbers(-0.05)}
+    old = {k: v for k, v in gap.items() if k not in ("n", "n_clusters", "n_undefined")}
     gaps = [
-        {**gap, "second": "elhsr", "n_draws": 0, "n_at_least_as_good": 0},
+        {**old, "second": "elhsr", "n_draws": 0, "n_at_least_as_good": 0},
         {**gap, "second": "random_elhsr", "n_draws": 3, "n_at_least_as_good": 3},
     ]
     block = scripts["study_blocks"].gates(
@@ -361,12 +500,12 @@ def test_gates_show_accuracy_and_cost_side_by_side(scripts):
 @pytest.mark.parametrize(
     ("value", "n_better", "n_draws", "is_bold"),
     [
-        (0.05, 0, 19, True),  # rank p 1 / 20
-        (0.05, 1, 19, False),
-        (0.05, 0, 18, False),
-        (-0.05, 19, 19, True),
-        (-0.05, 18, 19, False),
-        (0.01, 0, 19, False),  # the interval holds 0
+        (0.05, 0, 39, True),  # rank p 1 / 40
+        (0.05, 1, 39, False),
+        (0.05, 0, 38, False),
+        (-0.05, 39, 39, True),
+        (-0.05, 38, 39, False),
+        (0.01, 0, 39, False),  # the interval holds 0
     ],
 )
 def test_a_difference_from_random_draws_is_bold_only_where_the_rank_allows_it(

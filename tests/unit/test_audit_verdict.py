@@ -1,18 +1,21 @@
 """Verdicts say what planted intervals allow, at every branch and boundary, and never more."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrm.audit.rules import DRAWS_FOR_A_CLAIM
 from retrm.audit.tables import AuditTables, CellRow, ContrastRow, InterventionRow
 from retrm.audit.verdict import verdicts
 from retrm.errors import DataError
 from retrm.metrics import (
     clustered_bootstrap,
     format_interval,
+    format_number,
     length_matched_auroc_statistic,
     paired_difference,
 )
@@ -124,10 +127,10 @@ def test_specificity_follows_the_interval_of_the_primary_contrast(low, high, ans
 @pytest.mark.parametrize(
     ("low", "high", "rank_p", "answer"),
     [
-        (0.002, 0.03, 0.05, "helps"),  # 4 of 99 draws are at least as good
-        (0.002, 0.03, 0.06, "within the spread of random"),
-        (-0.03, -0.002, 0.96, "hurts"),  # 95 are better, so 4 are not: 5 / 100
-        (-0.03, -0.002, 0.95, "within the spread of random"),
+        (0.002, 0.03, 0.02, "helps"),  # 1 of 99 draws is at least as good: 2 / 100
+        (0.002, 0.03, 0.03, "within the spread of random"),  # 2 of 99 are
+        (-0.03, -0.002, 0.99, "hurts"),  # 98 are better, so 1 is not: 2 / 100
+        (-0.03, -0.002, 0.98, "within the spread of random"),  # 2 of 99 are as bad
         (-0.03, -0.002, 0.01, "within the spread of random"),
         (-0.005, 0.005, 0.01, "no better than random"),  # the rank alone claims nothing
     ],
@@ -138,15 +141,26 @@ def test_an_interval_alone_claims_nothing_among_random_subspaces_that_differ_as_
     assert the("specificity", audit(primary(low, high, rank_p=rank_p))).answer == answer
 
 
-def test_eighteen_draws_are_too_few_for_any_claim():
-    # the smallest rank p of 18 draws is 1 / 19 > .05
-    row = primary(0.1, 0.2, n_draws=18, rank_p=1 / 19)
+@pytest.mark.parametrize(("side", "rank_p"), [(1, 1 / 40), (-1, 1.0)])
+def test_thirty_nine_draws_are_enough_for_a_claim_if_none_is_as_far_out(side, rank_p):
+    # 1 / 40 = .025, half of .05; with one draw as far out it is 2 / 40
+    ends, answer = sorted((0.1 * side, 0.2 * side)), "helps" if side > 0 else "hurts"
+    one_beyond = rank_p + side / 40
+
+    assert the("specificity", audit(primary(*ends, n_draws=39, rank_p=rank_p))).answer == answer
+    beyond = the("specificity", audit(primary(*ends, n_draws=39, rank_p=one_beyond)))
+    assert beyond.answer == "within the spread of random"
+
+
+def test_thirty_eight_draws_are_too_few_for_any_claim():
+    # the smallest rank p of 38 draws is 1 / 39 > .025
+    row = primary(0.1, 0.2, n_draws=38, rank_p=1 / 39)
 
     verdict = the("specificity", audit(row))
 
     assert verdict.answer == "too few draws"
-    assert "a claim needs the rank among 19 random subspaces or more" in verdict.sentence
-    undecided = the("specificity", audit(primary(-0.1, 0.2, n_draws=18)))
+    assert "a claim needs the rank among 39 random subspaces or more" in verdict.sentence
+    undecided = the("specificity", audit(primary(-0.1, 0.2, n_draws=38)))
     assert undecided.answer == "undecided"  # more draws would not change this one
 
 
@@ -165,17 +179,46 @@ def test_specificity_is_never_stronger_than_its_interval(interval):
 
 
 def test_the_sentence_of_specificity_holds_every_figure():
-    # rank p .62 of 99 draws: .62 x 100 - 1 = 61 are at least as good
+    # rank p .62 of 99 draws: .62 x 100 - 1 = 61 are at least as good, so 38 are as bad: 39 / 100
     row = primary(-0.055, 0.012, value=-0.021)
     sentence = the("specificity", audit(row)).sentence
 
     assert sentence == (
-        "Within-prompt AUROC, mean over prompts with right and wrong answers: the reasoning "
-        "subspace (m = 29) minus the mean of 99 random subspaces of the same width is "
-        "-.021 [-.055, .012] over 1,000 prompts, 412 of them with right and wrong answers; 61 of 99 "
-        "random subspaces are at least as good (rank p = .620). The interval neither excludes 0 nor "
-        "lies within ±.010: undecided."
+        "Within-prompt AUROC: the reasoning subspace (m = 29) minus the mean of 99 random subspaces "
+        "of the same width is -.021 [-.055, .012] over 1,000 prompts, 412 of them with right and "
+        "wrong answers; 38 of 99 random subspaces are at least as bad (rank p = .390 on that side); "
+        "all sources of chance together: p = .200. The interval neither excludes 0 nor lies within "
+        "±.010: undecided."
     )
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        # as demo was: all 99 are better, so none is as bad
+        (
+            primary(-0.03, -0.01, rank_p=1.0),
+            "0 of 99 random subspaces are at least as bad (rank p = .010",
+        ),
+        (
+            primary(0.01, 0.03, rank_p=0.02),
+            "1 of 99 random subspaces is at least as good (rank p = .020",
+        ),
+        (primary(-0.01, 0.03, rank_p=0.4), "39 of 99 random subspaces are at least as good"),
+    ],
+)
+def test_the_rank_that_is_told_is_that_of_the_side_on_which_a_claim_would_be(row, told):
+    assert told in the("specificity", audit(row)).sentence
+
+
+def test_the_p_of_all_sources_of_chance_is_told_and_decides_nothing():
+    told = the("specificity", audit(primary(0.01, 0.03, rank_p=0.01, p=0.172)))
+
+    assert told.answer == "helps"
+    assert "; all sources of chance together: p = .172. " in told.sentence
+    tiny = the("economy", audit(economy(-0.09, -0.05, p=0.0003))).sentence
+    assert "all sources of chance together: p < .001. " in tiny
+    assert "chance together" not in the("economy", audit(economy(-0.1, 0.1, p=NAN))).sentence
 
 
 def test_a_sure_but_small_effect_is_said_to_be_small():
@@ -187,7 +230,7 @@ def test_a_sure_but_small_effect_is_said_to_be_small():
 
 
 def test_figures_that_were_not_made_are_not_printed():
-    row = primary(NAN, NAN, value=0.02, n_draws=0, rank_p=NAN)
+    row = primary(NAN, NAN, value=0.02, n_draws=0, rank_p=NAN, p=NAN)
     sentence = the("specificity", audit(row, facts={})).sentence
 
     assert "is .020 (no interval). No interval was made: undecided." in sentence
@@ -215,6 +258,14 @@ def test_each_metric_that_was_fixed_has_its_own_verdict():
     tables = audit(primary(0.01, 0.02, rank_p=0.01), primary(-0.02, 0.02, metric="best_of_n"))
 
     assert [v.answer for v in found("specificity", tables)] == ["helps", "undecided"]
+
+
+def test_verdicts_on_one_question_carry_what_tells_them_apart():
+    rows = [contrast(*FLAT[:2], sweep="layer", pooling=name) for name in ("last", "mean")]
+    tables = audit(economy(-0.1, 0.1), economy(-0.1, 0.1, metric="best_of_n"), *rows)
+
+    assert [v.subject for v in found("economy", tables)] == ["within_auroc", "best_of_n"]
+    assert [v.subject for v in found("layers", tables)] == ["last", "mean"]
 
 
 def test_a_metric_of_which_less_is_better_is_refused():
@@ -647,6 +698,51 @@ def test_a_leak_is_said_loudly_and_beside_every_primary_verdict():
     assert ".600 [.550, .650]" in sanity.sentence
     for verdict in verdicts(tables)[:2]:
         assert verdict.sentence.endswith("so this cannot be trusted yet.")
+
+
+def test_an_interval_that_leaves_chance_out_is_said_although_no_head_is_called_leaky():
+    # Error .049 / 3.92 = .0125, z = .0255 / .0125 = 2.04, p = .041; twice that beside the other head.
+    apart = cell(0.5255, 0.501, 0.55, features="shuffled", sweep="controls")
+    fine = cell(0.5, 0.47, 0.53, features="shuffled", sweep="controls", head="ridge")
+    found = the("sanity", audit(cells=[fine, apart]))
+
+    assert found.answer == "within chance"
+    told = "Yet the interval of the logistic head, .525 [.501, .550], excludes .500 (p = .083 after"
+    assert told.replace(".525", format_number(0.5255)) in found.sentence
+    assert "ridge head, " not in found.sentence.partition("Yet")[2]
+    assert "Yet" not in the("sanity", audit(cells=[fine])).sentence
+
+
+@pytest.mark.parametrize(("t", "answer"), [(3.45, "within chance"), (3.55, "leaks")])
+def test_an_interval_over_shuffles_is_judged_by_students_t_over_so_many(t, answer):
+    # Eight shuffles, 7 degrees of freedom: 95 % lie within 2.3646 errors, 99 % within 3.4995.
+    row = cell(
+        0.5 + 0.01 * t, 0.5 + 0.01 * (t - 2.3646), 0.5 + 0.01 * (t + 2.3646), sweep="controls"
+    )
+    row = replace(row, features="shuffled")
+    facts = {**FACTS, "n_shuffles": {"ridge": 20, "logistic": 8}}
+
+    assert the("sanity", audit(cells=[row], facts=facts)).answer == answer
+    assert the("sanity", audit(cells=[row])).answer == "leaks"  # over prompts: normal
+
+
+def test_as_many_draws_as_a_claim_needs_are_enough_and_one_less_is_too_few():
+    enough = DRAWS_FOR_A_CLAIM
+    for n_draws, answer in ((enough, "helps"), (enough - 1, "too few draws")):
+        row = primary(0.01, 0.05, n_draws=n_draws, rank_p=1 / (1 + n_draws))
+        assert the("specificity", audit(row)).answer == answer
+
+
+def test_preference_pairs_of_like_length_are_judged_as_right_and_wrong_answers_are():
+    metric = {"metric": "length_matched_pair_accuracy"}
+    row = cell(0.65, 0.6, 0.7, **metric)
+    rules = [
+        contrast(0.1, 0.2, second=name, holm_p=0.01, **metric) for name in ("shortest", "longest")
+    ]
+    found = the("length", audit(primary(0.01, 0.02, metric="pair_accuracy"), *rules, cells=[row]))
+
+    assert found.answer == "not length alone"
+    assert found.sentence.startswith("Among preference pairs of like length (809 left)")
 
 
 def test_shuffled_figures_without_a_chance_of_one_half_are_no_leak():

@@ -1,13 +1,17 @@
 """The command line, in process, on the toy backbone: what a person types and what comes out."""
 
 import json
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from retrm.cli.main import main
+
+DEMO = Path(__file__).parents[2] / "recipes" / "demo" / "run.py"
 
 
 def run(*arguments):
@@ -306,12 +310,58 @@ def test_a_fit_that_cuts_long_prompts_is_saved(tmp_path, rollouts):
     assert (tmp_path / "m" / "reward_model.json").exists()
 
 
+def test_statistics_are_a_row_each_and_leave_out_other_formats(rollouts, capsys):
+    assert run("data", "stats", rollouts) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+
+    assert any(line.startswith("label 1 ") for line in lines)
+    assert not any(line.startswith(("pairs", "ranked", "n ")) for line in lines)
+    assert not any(line.endswith(".000") for line in lines)
+
+
 def test_statistics_of_data_without_comparisons_are_json(tmp_path, capsys):
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps({"prompt": "p", "response": "a"}) + "\n")
 
     assert run("data", "stats", path, "--json") == 0
     assert json.loads(capsys.readouterr().out)["longer_wins"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (("answers.jsonl",), "Choose from: validate, stats."),
+        (("stat", "answers.jsonl"), "'stats'?"),
+    ],
+)
+def test_a_file_without_a_verb_is_told_the_command_that_was_meant(words, near, capsys):
+    assert run("data", *words) == 2
+    printed = " ".join(capsys.readouterr().err.split())
+
+    assert "such as `retrm data stats answers.jsonl`" in printed
+    assert near in printed
+
+
+def test_data_alone_shows_its_verbs(capsys):
+    assert run("data") == 0
+    printed = capsys.readouterr().out
+
+    assert "Usage: retrm data COMMAND" in printed
+    assert "validate" in printed
+    assert "stats" in printed
+
+
+def test_a_stopped_demo_says_so_without_a_traceback(monkeypatch, tmp_path, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("retrm.data.load.load_table", stop)
+    monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(DEMO), run_name="__main__")
+
+    assert caught.value.code == 130
+    assert "stopped; " in capsys.readouterr().err
 
 
 def test_grade_keeps_the_old_file_when_a_record_is_bad(tmp_path, capsys):

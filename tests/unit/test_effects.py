@@ -9,7 +9,7 @@ import torch
 from audit_toy import removal
 from scipy import stats
 
-from retrm.audit.effects import Effects, Measured, corrected_interventions
+from retrm.audit.effects import Effects, Outcome, corrected_interventions
 from retrm.audit.removal import Change, Intervention
 from retrm.audit.tables import AuditTables
 from retrm.audit.verdict import verdicts
@@ -19,10 +19,10 @@ from retrm.records import Answer, AnswerTable
 TABLE = AnswerTable(tuple(Answer.of(f"{q}?", "Yes.") for q in "ab"), np.full(2, np.nan))
 
 
-def measured(*log_probability: float, energy: float = 0.0) -> Measured:
+def measured(*log_probability: float, energy: float = 0.0) -> Outcome:
     ones = np.ones(2, dtype=int)
     log_p = np.array(log_probability)
-    return Measured(log_p, ones, ones, np.full(2, energy), scores=None, correct=None)
+    return Outcome(log_p, ones, ones, np.full(2, energy), scores=None, correct=None)
 
 
 def setting(removed: str, *, m: int = 2, draw: int = 0, text: str = "1") -> Intervention:
@@ -33,7 +33,7 @@ def setting(removed: str, *, m: int = 2, draw: int = 0, text: str = "1") -> Inte
 def rows(*found, reference=None):
     reference = reference or measured(-1.0, -2.0)
     effects = Effects(TABLE, (), reference, "mean", False, n_resamples=20_000)
-    made = effects.rows(found)
+    made = corrected_interventions(effects.rows(found))
     return {(r.removed, r.m, r.draw): r for r in made if r.measure == "log_probability"}
 
 
@@ -90,7 +90,7 @@ def test_one_prompt_proves_nothing():
     one = AnswerTable(TABLE.answers[:1], np.full(1, np.nan))
     ones = np.ones(1, dtype=int)
     single = [
-        Measured(np.array([p]), ones, ones, np.zeros(1), None, None) for p in (-1.0, -5.0, -2.0)
+        Outcome(np.array([p]), ones, ones, np.zeros(1), None, None) for p in (-1.0, -5.0, -2.0)
     ]
     effects = Effects(one, (), single[0], "zero", False, n_resamples=50)
     made = effects.rows([(setting("reasoning"), single[1]), (setting("random"), single[2])])
@@ -115,7 +115,7 @@ def exchangeable(rng: np.random.Generator, n_draws: int):
     found = [(setting("reasoning"), measured(*log_p[0]))]
     found += [(setting("random", draw=i), measured(*log_p[i + 1])) for i in range(n_draws)]
     effects = Effects(TABLE, (), measured(0.0, 0.0), "mean", False, n_resamples=50)
-    return AuditTables(facts={}, interventions=effects.rows(found))
+    return AuditTables(facts={}, interventions=corrected_interventions(effects.rows(found)))
 
 
 @pytest.mark.parametrize(("n_draws", "n_audits"), [(20, 60), (3, 60)])

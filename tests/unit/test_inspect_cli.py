@@ -134,7 +134,7 @@ def test_a_reward_model_is_told_without_loading_its_backbone(tmp_path, capsys, m
         "loss bradley_terry",
         "1,234",
         "1 answers, replayed on load",
-        "0.655 [0.610, 0.700]",
+        ".655 [.610, .700]",
         "12 prompts, 9 with right and wrong",
         "is an unproven idea",
     ):

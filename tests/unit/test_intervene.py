@@ -1,6 +1,7 @@
 """What interventions report: paired with the unchanged model and with random subspaces."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 
@@ -18,14 +19,9 @@ from removals import (
     talking,
 )
 
-from retrm.audit.intervene import (
-    InterventionPlan,
-    TrainedScore,
-    _chosen_rows,
-    _layer_recipe,
-    estimate_interventions,
-    measure_interventions,
-)
+from retrm.audit.intervene import TrainedScore, measure_interventions
+from retrm.audit.intervention_plan import InterventionPlan, layer_recipe
+from retrm.audit.intervention_work import _chosen_rows, estimate_interventions
 from retrm.audit.removal import Change, removed
 from retrm.backbone.batching import build, plan_batches
 from retrm.backbone.fake import FakeBackbone
@@ -40,11 +36,8 @@ from retrm.errors import (
 )
 from retrm.features.read import render_all
 from retrm.features.recipe import Recipe
-from retrm.features.reduce import Features, Reducer
-from retrm.heads.artifact import Artifact, BackboneIdentity
-from retrm.heads.registry import make_head
+from retrm.features.reduce import Features
 from retrm.records import Answer, AnswerTable
-from retrm.scorers.reward_model import RewardModel
 
 
 def table_of(n_prompts: int = 6, n_answers: int = 4) -> AnswerTable:
@@ -221,7 +214,7 @@ def test_figures_are_those_of_a_plain_reading_under_removal():
             if name == "none":
                 top = states(backbone, laid)[L, "post_norm"][0]
             else:
-                with removed(backbone, [1, 2], basis):
+                with removed(backbone, [1, 2], Change(basis)):
                     top = states(backbone, laid)[L, "post_norm"][0]
             before = logits_of(top[item.start - 1 : item.stop - 1], backbone.unembedding)
             own = before.log_softmax(1).gather(
@@ -240,32 +233,11 @@ def test_figures_are_those_of_a_plain_reading_under_removal():
     assert (row.n, same.all().item()) == (len(same), False)
 
 
-def test_the_head_of_a_reward_model_gives_the_scores_of_the_reward_model():
-    backbone, table = talking(), table_of(2)
-    recipe = Recipe(layers="2", point="residual", subspace="semantic:3", pooling="mean")
-    head = make_head("linear", 3, {})
-    torch.nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(0))
-    bases = Reducer(recipe, backbone).bases
-    identity = BackboneIdentity("llama", NO_FINGERPRINT, "float32", L, 16)
-    model = RewardModel(
-        Artifact("linear", recipe, head, "bce", bases, identity, [], {}, {}), backbone
-    )
-    basis = basis_of(backbone, "reasoning", 4)
-    plain = model.score(table.answers)
-    with removed(backbone, [1], basis):
-        shift = np.abs(model.score(table.answers) - plain) / plain.std()
-    found = measured(backbone, table, score=TrainedScore.of(model), layers=("1",))
-
-    row = only(found, removed="reasoning", measure="score_shift")
-    assert row.value == pytest.approx(shift.mean(), rel=1e-4)
-    assert row.value > 1e-3
-
-
 def test_a_range_means_its_layers_and_text_is_kept_as_typed():
-    assert _layer_recipe("1-3").layer_numbers(5) == (1, 2, 3)
-    assert _layer_recipe("0, 2-3").layer_numbers(5) == (0, 2, 3)
-    assert _layer_recipe("post_norm").point == "post_norm"
-    assert _layer_recipe("last").wanted(5) == ((5, "residual"),)
+    assert layer_recipe("1-3").layer_numbers(5) == (1, 2, 3)
+    assert layer_recipe("0, 2-3").layer_numbers(5) == (0, 2, 3)
+    assert layer_recipe("post_norm").point == "post_norm"
+    assert layer_recipe("last").wanted(5) == ((5, "residual"),)
     assert {r.layers for r in measured(talking(), table_of(2), layers=("0-1",))} == {"0-1"}
 
 
@@ -315,7 +287,8 @@ def test_an_arm_that_changes_nothing_has_a_difference_of_exactly_zero(monkeypatc
 
 def test_accuracy_is_that_of_the_new_answers(monkeypatch):
     answers = iter([True, False, True, True] * 100)
-    monkeypatch.setattr("retrm.audit.intervene.is_correct", lambda *_: next(answers))
+    for name in ("intervene", "intervention_work"):
+        monkeypatch.setattr(f"retrm.audit.{name}.is_correct", lambda *_: next(answers))
     # Two prompts are checked before (True, False), then 2 prompts x 2 samples cycle through
     # (True, True, True, False): 3 of 4 are right.
     found = measured(talking(), table_of(2), layers=("1",), n_samples=2, max_new_tokens=2)
@@ -396,10 +369,20 @@ def test_the_bounded_subset_keeps_its_bounds_and_file_order(max_prompts, max_ans
     assert set(sizes) == {min(max_answers, 4)}
 
 
+def test_a_plan_survives_json_and_refuses_unknown_keys():
+    plan = InterventionPlan(layers=("0-2", "post_norm"), fills=("zero",), temperature=1)
+
+    assert InterventionPlan.from_dict(json.loads(json.dumps(plan.as_dict()))) == plan
+    with pytest.raises(RecipeError, match=r"unknown \[interventions\] key 'fill'.*'fills'"):
+        InterventionPlan.from_dict({"fill": "zero"})
+
+
 @pytest.mark.parametrize(
     ("options", "telling"),
     [
         ({"n_draws": 1}, "got n_draws=1; expected 2 or more"),
+        ({"n_draws": 5001}, "got n_draws=5001; expected 2 to 5000"),
+        ({"n_energy_draws": 5001}, "got n_energy_draws=5001; expected 1 to 5000"),
         ({"n_draws": 19.0}, "got n_draws=19.0; expected a whole number"),
         ({"n_energy_draws": 0}, "got n_energy_draws=0; expected 1 or more"),
         ({"n_samples": 2.5}, "got n_samples=2.5; expected a whole number"),

@@ -16,14 +16,15 @@ from retrm.metrics import (
     best_of_k_statistic,
     best_of_n,
     brier,
-    calibration_statistic,
     clustered_bootstrap,
     expected_best_of_k,
     expected_calibration_error,
     log_loss,
     mean_statistic,
+    n_mixed,
     pair_accuracy,
     paired_difference,
+    point_estimate,
     subset_weights,
     within_prompt_auroc,
     within_prompt_auroc_statistic,
@@ -175,11 +176,21 @@ def test_every_statistic_on_all_prompts_is_its_point_value():
         ),
         (best_of_k_statistic(scores, labels, ids), best_of_n(scores, labels, ids).value),
         (best_of_k_statistic(scores, labels, ids, k=1), labels.mean()),
-        (calibration_statistic(scores, labels, ids), expected_calibration_error(scores, labels)),
         (mean_statistic(labels, ids), labels.mean()),
     ]
     for statistic, value in expected:
         assert statistic(once)[0] == pytest.approx(value, abs=1e-12)
+
+
+def test_mixed_prompts_hold_a_right_and_a_wrong_answer_and_nothing_else_counts():
+    # a: both; b: right only; c: a grade between; d: wrong and unlabelled
+    labels = [1, 0, 1, 1, 0.7, 0, math.nan]
+    assert n_mixed(labels, list("aabbcdd")) == 1
+    assert n_mixed([], []) == 0
+
+
+def test_a_point_estimate_counts_every_prompt_once():
+    assert point_estimate(mean_statistic([1, 0, 1, 1], ["a", "a", "b", "c"])) == 0.75
 
 
 def test_a_prompt_drawn_twice_counts_as_two_prompts():
@@ -197,9 +208,6 @@ def test_a_prompt_drawn_twice_counts_as_two_prompts():
             copied = make(s, y, copies)
             direct = copied(np.ones((1, 8)))[0]
             assert make(scores, labels, ids)(counts)[0] == pytest.approx(direct, abs=1e-12)
-        assert calibration_statistic(scores, labels, ids)(counts)[0] == pytest.approx(
-            expected_calibration_error(s, y), abs=1e-12
-        )
 
 
 def test_one_row_per_prompt_gives_the_plain_bootstrap():

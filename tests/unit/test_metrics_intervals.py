@@ -1,11 +1,9 @@
-"""Resamples that many statistics share, p-values of differences, averages inside resamples."""
+"""Resamples that many statistics share, averages inside resamples."""
 
 from dataclasses import asdict
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from retrm.errors import DataError
 from retrm.metrics import (
@@ -15,8 +13,6 @@ from retrm.metrics import (
     Resamples,
     auroc_statistic,
     best_of_k_statistic,
-    bootstrap_p_value,
-    calibration_statistic,
     clustered_bootstrap,
     mean_statistic,
     paired_difference,
@@ -27,9 +23,7 @@ MAKERS = (
     auroc_statistic,
     within_prompt_auroc_statistic,
     best_of_k_statistic,
-    calibration_statistic,
 )
-quick = settings(max_examples=40, deadline=None)
 
 
 def table(n_prompts=40, n=6, seed=0):
@@ -64,7 +58,6 @@ def test_shared_resamples_give_to_the_bit_what_each_figure_gives_alone(make):
     assert shared.difference(first, second) == paired_difference(
         first, second, level=0.9, **options
     )
-    assert shared.p_value(first, second) == bootstrap_p_value(first, second, **options)
 
 
 def test_the_values_are_those_of_a_plain_loop_over_resamples():
@@ -121,85 +114,6 @@ def test_statistics_over_other_prompts_are_refused():
 def test_impossible_options_are_refused(options):
     with pytest.raises(DataError, match="at least 1 resample and a level between 0 and 1"):
         Resamples(np.array(["a"]), **options)
-
-
-# --------------------------------------------------------------------------------------- p-values
-
-
-def test_p_value_of_a_difference_by_hand():
-    # Two prompts, differences +1 and -3. A resample holds a twice (1), both (-1) or b twice (-3).
-    first, second = mean_statistic([1.0, -3.0], ["a", "b"]), mean_statistic([0.0, 0], ["a", "b"])
-    gaps = plain_values(DifferenceStatistic(first, second), 99, seed=5)
-    above = int((gaps > 0).sum())
-
-    assert set(np.round(gaps, 9)) == {1.0, -1.0, -3.0}
-    # fewer lie above 0 than below: p = 2 (1 + above) / (1 + 99)
-    assert above < 50
-    assert bootstrap_p_value(first, second, n_resamples=99, seed=5) == pytest.approx(
-        2 * (1 + above) / 100
-    )
-
-
-def test_p_value_of_a_sure_difference_is_the_smallest_there_is():
-    _, labels, ids = table()
-    first, second = mean_statistic(labels + 0.25, ids), mean_statistic(labels, ids)
-
-    # none of 199 resamples reaches 0: 2 (1 + 0) / 200
-    assert bootstrap_p_value(first, second, n_resamples=199) == pytest.approx(0.01)
-    assert bootstrap_p_value(second, first, n_resamples=199) == pytest.approx(0.01)
-
-
-def test_p_value_of_no_difference_is_one_although_rounding_differs():
-    _, labels, ids = table()
-    same = mean_statistic(labels, ids)
-    noisy = mean_statistic(labels + 1e-15 * np.random.default_rng(0).normal(size=len(labels)), ids)
-
-    assert bootstrap_p_value(same, same) == 1.0
-    assert bootstrap_p_value(same, noisy) == 1.0
-
-
-def test_p_values_of_no_effect_are_about_uniform():
-    # 200 tables of 40 normal differences: about 10 p-values below .05 (binomial sd 3.1; the
-    # percentile bootstrap runs a little short), and about 100 below one half (sd 7).
-    rng = np.random.default_rng(1)
-    ids = [f"p{i:02d}" for i in range(40)]
-    zero = mean_statistic(np.zeros(40), ids)
-    shared = Resamples(zero.prompts, 400)
-    found = np.array(
-        [shared.p_value(mean_statistic(rng.normal(size=40), ids), zero) for _ in range(200)]
-    )
-
-    assert 2 <= (found < 0.05).sum() <= 24
-    assert 75 <= (found < 0.5).sum() <= 125
-
-
-@quick
-@given(st.lists(st.floats(-3, 3), min_size=3, max_size=12), st.integers(0, 5))
-def test_p_values_lie_between_zero_and_one_and_ignore_the_order_of_the_two(values, seed):
-    ids = [f"p{i}" for i in range(len(values))]
-    first, zero = mean_statistic(values, ids), mean_statistic(np.zeros(len(values)), ids)
-    there, back = (
-        bootstrap_p_value(a, b, n_resamples=50, seed=seed)
-        for a, b in ((first, zero), (zero, first))
-    )
-
-    assert 0 < there <= 1
-    assert there == back
-
-
-@quick
-@given(st.lists(st.floats(-3, 3), min_size=3, max_size=12), st.integers(0, 5))
-def test_a_small_p_value_and_an_interval_that_excludes_zero_go_together(values, seed):
-    ids = [f"p{i}" for i in range(len(values))]
-    first, zero = mean_statistic(values, ids), mean_statistic(np.zeros(len(values)), ids)
-    shared = Resamples(first.prompts, 400, seed)
-    interval, p = shared.difference(first, zero), shared.p_value(first, zero)
-
-    # 400 resamples: an end lies at the 10th of them, so p is near .05 where the end is at 0
-    if p < 0.04:
-        assert interval.low > -1e-9 or interval.high < 1e-9
-    if interval.low > 1e-9 or interval.high < -1e-9:
-        assert p < 0.06
 
 
 # ------------------------------------------------------------------------------ put together

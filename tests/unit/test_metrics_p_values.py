@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from retrm.cli.tables import interval
 from retrm.errors import ScoreError
 from retrm.metrics import (
     Interval,
@@ -16,10 +15,13 @@ from retrm.metrics import (
     format_interval,
     format_number,
     holm,
+    n_at_least_as_good,
     rank_p_value,
     student_p_value,
+    student_quantile,
     welch_p_value,
 )
+from retrm.reports.words import figure
 
 quick = settings(max_examples=40, deadline=None)
 p_values = st.lists(st.floats(0, 1) | st.just(math.nan), max_size=12)
@@ -35,6 +37,17 @@ p_values = st.lists(st.floats(0, 1) | st.just(math.nan), max_size=12)
 )
 def test_rank_p_value_counts_draws_at_least_as_good(value, p):
     assert rank_p_value(value, [0.5, 0.7, 0.8, 0.6]) == pytest.approx(p)
+
+
+def test_draws_at_least_as_good_are_counted_ties_among_them():
+    assert n_at_least_as_good(0.7, [0.5, 0.7, 0.8, 0.6]) == 2
+    assert n_at_least_as_good(0.9, [0.5]) == 0
+
+
+@quick
+@given(st.floats(0.001, 0.999), st.sampled_from([1.0, 2.0, 7.0, 19.0, 500.0, math.inf]))
+def test_the_quantile_of_students_t_is_where_the_tail_is_p(p, df):
+    assert student_quantile(p, df) == pytest.approx(stats.t.isf(p / 2, df), rel=1e-9, abs=1e-12)
 
 
 def test_ninety_nine_draws_allow_one_per_cent_at_best():
@@ -195,7 +208,5 @@ def test_figures_are_set_without_the_zero_before_the_point():
 
 
 def test_the_tables_of_the_command_line_set_them_the_same_way():
-    assert interval(Interval(-0.021, -0.055, 0.012, 10, 5)) == format_interval(
-        -0.021, -0.055, 0.012
-    )
-    assert interval(None) == "–"
+    assert figure(Interval(-0.021, -0.055, 0.012, 10, 5)) == format_interval(-0.021, -0.055, 0.012)
+    assert figure(None) == "–"

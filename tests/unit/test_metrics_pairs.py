@@ -1,6 +1,7 @@
 """Statistics of right x wrong pairs against worked examples and plain loops."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from retrm.metrics import (
     clustered_bootstrap,
     fold_auroc_statistic,
     length_matched_auroc_statistic,
+    length_matched_pair_statistic,
+    point_estimate,
     within_prompt_auroc_statistic,
 )
 
@@ -211,3 +214,33 @@ def test_folds_that_compare_nothing_are_refused():
         fold_auroc_statistic([1, 0], [1, 0], ["a", "b"], [0, 1])
     with pytest.raises(DataError, match="got 1 folds for 2 rows"):
         fold_auroc_statistic([1, 0], [1, 0], ["a", "b"], [0])
+
+
+# ---------------------------------------------------------------------------- preference pairs
+
+
+def test_pairs_of_like_length_by_hand_over_every_prompt():
+    # lengths 100 and 90 are within a tenth, 100 and 89 are not; 0 and 0 are equal; a tie is one half
+    found = length_matched_pair_statistic(
+        [1.0, 1, 1, 2], [0.0, 0, 2, 2], list("abcc"), [100, 100, 50, 0], [90, 89, 50, 0]
+    )
+    assert (found.n, found.prompts.tolist()) == (3, ["a", "b", "c"])
+    # right; left out; wrong and level: (1 + 0 + .5) / 3
+    assert point_estimate(found) == pytest.approx(0.5)
+    assert found(np.array([[0.0, 3, 0], [0, 1, 2]])) == pytest.approx([math.nan, 0.25], nan_ok=True)
+
+
+def test_no_preference_pair_of_like_length_is_refused():
+    with pytest.raises(
+        LabelError, match="got 1 preference pairs, none with token counts within 10%"
+    ):
+        length_matched_pair_statistic([1.0], [0.0], ["a"], [10], [20])
+
+
+def test_impossible_lengths_scores_and_tolerances_of_pairs_are_refused():
+    with pytest.raises(DataError, match="got length -1 at position 0"):
+        length_matched_pair_statistic([1.0], [0.0], ["a"], [10], [-1])
+    with pytest.raises(ScoreError, match="got 2 rejected scores for 1 rows"):
+        length_matched_pair_statistic([1.0], [0.0, 1], ["a"], [10], [10])
+    with pytest.raises(RecipeError, match=r"got tolerance = 2"):
+        length_matched_pair_statistic([1.0], [0.0], ["a"], [10], [10], tolerance=2)

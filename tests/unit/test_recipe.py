@@ -20,6 +20,12 @@ def test_named_layers_are_sorted():
     assert Recipe(layers="24, 8,16").layer_numbers(30) == (8, 16, 24)
 
 
+def test_a_range_is_written_out_and_stands_beside_numbers():
+    assert Recipe(layers="10-12").layer_numbers(30) == (10, 11, 12)
+    assert Recipe(layers="3 - 3").layer_numbers(3) == (3,)
+    assert Recipe(layers="20, 0-2,8").layer_numbers(30) == (0, 1, 2, 8, 20)
+
+
 def test_hidden_states_is_the_transformers_tuple_residual_below_and_post_norm_at_the_last_layer():
     wanted = Recipe(layers="all", point="hidden_states").wanted(2)
 
@@ -61,6 +67,16 @@ def test_impossible_recipes_are_refused(values, fragment):
         ("31", "layer 31 does not exist: this model has layers 0..30"),
         ("-1", "layer -1 does not exist"),
         ("8,8", "name a layer twice"),
+        ("7-9,8", "name a layer twice"),
+        ("29-999999999", "layer 31 does not exist"),
+        ("-999999999-3", "layer -1 does not exist"),
+        ("-7", "layer -7 does not exist"),
+        ("40-50", "layer 40 does not exist"),
+        ("-1-2", "layer -1 does not exist"),
+        ("9-7", "cannot read layers '9-7'; expected last, all, last4, or numbers and ascending"),
+        ("8-", "cannot read layers '8-'"),
+        ("7-8-9", "cannot read layers '7-8-9'"),
+        ("last-4", "cannot read layers 'last-4'"),
         ("last40", "asks for 40 layers"),
         ("first", "cannot read layers 'first'"),
     ],

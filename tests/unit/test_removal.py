@@ -19,7 +19,7 @@ from removals import (
     talking,
 )
 
-from retrm.audit.removal import Change, mean_states, removed
+from retrm.audit.removal import Change, MeanReducer, removed
 from retrm.backbone.batching import build, plan_batches
 from retrm.backbone.decode import CachedDecoder, RereadDecoder
 from retrm.backbone.fake import FakeBackbone
@@ -52,7 +52,7 @@ def test_the_component_is_gone_at_the_layer_and_nothing_changes_below_it(family,
     made, layer = bare(family), 2
     basis = basis_of(made, part)
     before = states(made)
-    with removed(made, [layer], basis):
+    with removed(made, [layer], Change(basis)):
         after = states(made)
 
     size = before[layer, "residual"].norm(dim=-1).max()
@@ -70,7 +70,7 @@ def test_read_sees_coefficients_of_zero_at_every_changed_layer_and_others_elsewh
     basis = basis_of(made, m=4)
     answers = [Answer.of("What is 2 + 2?", "4"), Answer.of("Why?", "Because it is so.")]
     recipe = Recipe(layers="all", point="residual", subspace="reasoning:4", pooling="tokens")
-    with removed(made, [1, 3], basis):
+    with removed(made, [1, 3], Change(basis)):
         values = read(made, answers, {"r": recipe}).features["r"].values.reshape(-1, L + 1, 4)
 
     assert values[:, [1, 3]].abs().max() < 1e-6
@@ -81,7 +81,7 @@ def test_read_sees_coefficients_of_zero_at_every_changed_layer_and_others_elsewh
 def test_every_layer_from_the_embedding_to_the_last_can_be_changed(layer):
     made = bare()
     basis = basis_of(made)
-    with removed(made, [layer], basis):
+    with removed(made, [layer], Change(basis)):
         after = states(made)
 
     size = after[layer, "residual"].norm(dim=-1).max()
@@ -95,7 +95,7 @@ def test_a_post_norm_basis_changes_only_what_the_lm_head_multiplies(family):
     made = bare(family)
     basis = basis_of(made, "semantic", point="post_norm")
     before = states(made)
-    with removed(made, [L], basis):
+    with removed(made, [L], Change(basis)):
         after = states(made)
 
     torch.testing.assert_close(after[L, "post_norm"], basis.remove(before[L, "post_norm"]))
@@ -107,9 +107,9 @@ def test_removing_everything_but_a_subspace_twice_is_removing_it_once():
     made = bare()
     rest = rest_of(basis_of(made))
     before = states(made)
-    with removed(made, [1, 2], rest):
+    with removed(made, [1, 2], Change(rest)):
         once = states(made)
-        with removed(made, [1, 2], rest):
+        with removed(made, [1, 2], Change(rest)):
             twice = states(made)
 
     for state in EVERY:
@@ -122,7 +122,7 @@ def test_removing_everything_but_a_subspace_twice_is_removing_it_once():
 def test_what_is_removed_and_what_is_left_share_the_energy(m, seed, part):
     basis = SPECTRUM.subspace(part, m, seed=seed)
     x = torch.randn(9, 32, generator=torch.Generator().manual_seed(seed)) * 10
-    left = Change(basis, {}).apply(1, x)
+    left = Change(basis).apply(1, x)
 
     # Pythagoras: |x|^2 = |x'|^2 + |B x|^2
     total = left.square().sum(1) + basis.project(x).square().sum(1)
@@ -144,7 +144,7 @@ def test_a_direction_the_lm_head_does_not_see_is_removed_at_post_norm_without_ef
     before = logits()
     tail, top = (basis_of(made, part, 1, "post_norm") for part in ("reasoning", "semantic"))
     assert (tail.basis[0] @ null).abs() > 1 - 1e-5
-    with removed(made, [L], tail):
+    with removed(made, [L], Change(tail)):
         assert (
             basis_of(made, "reasoning", 1, "post_norm")
             .project(states(made)[L, "post_norm"])
@@ -153,14 +153,14 @@ def test_a_direction_the_lm_head_does_not_see_is_removed_at_post_norm_without_ef
             < 1e-6
         )
         assert (logits() - before).abs().max() < 1e-5
-    with removed(made, [L], top):
+    with removed(made, [L], Change(top)):
         assert (logits() - before).abs().max() > 1e-2
 
 
 def test_the_mean_that_is_put_back_is_what_a_reading_finds():
     made = bare("gpt2")
     basis, means = basis_of(made), {1: torch.arange(5.0), 3: torch.ones(5)}
-    with removed(made, [1, 3], basis, fill="mean", means=means):
+    with removed(made, [1, 3], Change(basis, means)):
         after = states(made)
 
     for layer, mean in means.items():
@@ -172,7 +172,7 @@ def test_the_mean_that_is_put_back_is_what_a_reading_finds():
 def test_the_first_token_is_spared_and_no_other(share):
     made, laid = bare(), batch(7, 4, share=share)
     basis = basis_of(made)
-    with removed(made, [1], basis, spare_first=True):
+    with removed(made, [1], Change(basis), spare_first=True):
         after = basis.project(states(made, laid)[1, "residual"])
     before = basis.project(states(made, laid)[1, "residual"])
 
@@ -184,7 +184,7 @@ def test_the_first_token_is_spared_and_no_other(share):
 
 def test_answers_that_share_a_prompt_are_changed_as_answers_apart():
     made = bare()
-    with removed(made, [0, 2], basis_of(made)):
+    with removed(made, [0, 2], Change(basis_of(made))):
         together = states(made, batch(7, 4, share=True))[L, "post_norm"][0]
         apart = states(made, batch(7, 4))[L, "post_norm"]
 
@@ -207,7 +207,7 @@ def test_cached_decoding_under_removal_equals_reading_again(family, layers, poin
         return [decoder.add(prompts, [1, 1]), *(decoder.step(step) for step in tokens)]
 
     plain = run(RereadDecoder(made))
-    with removed(made, layers, basis, spare_first=spare_first):
+    with removed(made, layers, Change(basis), spare_first=spare_first):
         cached, again = run(CachedDecoder(made.model)), run(RereadDecoder(made))
 
     for fast, slow, unchanged in zip(cached, again, plain, strict=True):
@@ -223,7 +223,7 @@ def test_sampling_inside_the_context_differs_and_afterwards_is_as_before():
         return [s.token_ids for s in sample(made, prompts, temperature=0, **options)]
 
     before = drawn()
-    with removed(made, range(L + 1), basis_of(made, "semantic", 8)):
+    with removed(made, range(L + 1), Change(basis_of(made, "semantic", 8))):
         assert drawn() != before
     assert drawn() == before
 
@@ -231,11 +231,14 @@ def test_sampling_inside_the_context_differs_and_afterwards_is_as_before():
 def test_hooks_are_gone_after_an_error_inside_and_after_one_at_the_door():
     made = bare()
     basis, at_first = basis_of(made), n_hooks(made)
-    with pytest.raises(ZeroDivisionError), removed(made, [0, 1, L], basis, spare_first=True):
+    with (
+        pytest.raises(ZeroDivisionError),
+        removed(made, [0, 1, L], Change(basis), spare_first=True),
+    ):
         assert n_hooks(made) == at_first + 4  # three layers and the position ids
         raise ZeroDivisionError
     assert n_hooks(made) == at_first
-    with pytest.raises(RecipeError), removed(made, [0, 9], basis):
+    with pytest.raises(RecipeError), removed(made, [0, 9], Change(basis)):
         pass
     assert n_hooks(made) == at_first
 
@@ -243,7 +246,7 @@ def test_hooks_are_gone_after_an_error_inside_and_after_one_at_the_door():
 def test_another_thread_sees_the_model_as_it_is():
     made, found = bare(), {}
     before = states(made)
-    with removed(made, [1], basis_of(made)):
+    with removed(made, [1], Change(basis_of(made))):
         worker = threading.Thread(target=lambda: found.update(states(made)))
         worker.start()
         worker.join()
@@ -255,7 +258,7 @@ def test_low_precision_states_keep_their_dtype():
     made = bare()
     made.model.to(torch.bfloat16)
     basis = basis_of(made)
-    with removed(made, [1], basis):
+    with removed(made, [1], Change(basis)):
         after = states(made, wanted=[(1, "residual")])[1, "residual"]
 
     assert after.dtype == torch.bfloat16
@@ -264,31 +267,21 @@ def test_low_precision_states_keep_their_dtype():
 
 
 @pytest.mark.parametrize(
-    ("layers", "point", "options", "error", "telling"),
+    ("layers", "point", "means", "error", "telling"),
     [
         ([], "residual", {}, RecipeError, "no layers"),
         ([L + 1], "residual", {}, RecipeError, f"got layer {L + 1}"),
         ([-1], "residual", {}, RecipeError, "got layer -1"),
         ([1], "post_norm", {}, RecipeError, "Use a residual basis"),
         ([1, L], "post_norm", {}, RecipeError, "post_norm basis (raw W) for layer 1"),
-        ([1], "residual", {"fill": "meen"}, RecipeError, "Did you mean 'mean'?"),
-        ([1], "residual", {"fill": "mean"}, RecipeError, "without means for layers [1]"),
-        ([1], "residual", {"means": {1: torch.zeros(5)}}, RecipeError, "use fill='mean'"),
-        (
-            [1],
-            "residual",
-            {"fill": "mean", "means": {1: torch.zeros(4)}},
-            ShapeError,
-            "expected (5,)",
-        ),
+        ([1, 2], "residual", {1: torch.zeros(5)}, RecipeError, "without those of layers [2]"),
+        ([1], "residual", {1: torch.zeros(4)}, ShapeError, "expected (5,)"),
     ],
 )
-def test_impossible_removals_are_refused(layers, point, options, error, telling):
+def test_impossible_removals_are_refused(layers, point, means, error, telling):
     made = bare()
-    with (
-        pytest.raises(error) as caught,
-        removed(made, layers, basis_of(made, point=point), **options),
-    ):
+    change = Change(basis_of(made, point=point), means)
+    with pytest.raises(error) as caught, removed(made, layers, change):
         pass
     assert telling in str(caught.value)
 
@@ -296,7 +289,7 @@ def test_impossible_removals_are_refused(layers, point, options, error, telling)
 def test_a_basis_of_another_width_is_refused():
     with (
         pytest.raises(ShapeError, match=r"got a basis of width 16; the states .* have width 32"),
-        removed(bare(), [1], basis_of(talking())),
+        removed(bare(), [1], Change(basis_of(talking()))),
     ):
         pass
 
@@ -305,7 +298,7 @@ def test_a_backbone_without_modules_is_refused():
     fake = FakeBackbone()
     with (
         pytest.raises(BackboneError, match="got a FakeBackbone; expected a transformers model"),
-        removed(fake, [1], basis_of(fake)),
+        removed(fake, [1], Change(basis_of(fake))),
     ):
         pass
 
@@ -314,18 +307,20 @@ def test_sparing_the_first_token_needs_position_ids():
     made = bare("mamba")
     with (
         pytest.raises(RecipeError, match="takes no position ids"),
-        removed(made, [1], basis_of(made), spare_first=True),
+        removed(made, [1], Change(basis_of(made)), spare_first=True),
     ):
         pass
 
 
-def test_mean_states_count_each_token_of_a_shared_prompt_once_and_no_first_token():
+def test_means_count_each_token_of_a_shared_prompt_once_and_no_first_token():
     made = talking("gpt2")
     question = Prompt.of("What is 2 + 2?")
     answers = [Answer.of(question, text) for text in ("4", "It is 5, I think.", "")]
     answers.append(Answer.of("Why?", "So."))
     wanted = [(1, "residual"), (L, "post_norm")]
-    found = mean_states(made, answers, wanted, tokens_per_batch=4096)
+    totals = MeanReducer(wanted)
+    read(made, answers, {}, reducers={"totals": totals}, tokens_per_batch=4096)
+    found = totals.means()
 
     rendered = render_all(made, answers).rendered
     rows = {state: [] for state in wanted}

@@ -130,6 +130,18 @@ def test_pictures_are_written_under_their_names(tmp_path) -> None:
     assert [path.read_bytes() for path in paths] == [b"one", b"two"]
 
 
+def test_a_picture_of_an_earlier_run_is_removed_and_other_files_are_kept(tmp_path) -> None:
+    for name in ("width.png", "contrasts.png", "mine.png"):
+        (tmp_path / name).write_bytes(b"old")
+
+    write_pictures(tmp_path, [Picture(FIGURES[0], b"one")])
+
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
+        "contrasts.png": b"one",
+        "mine.png": b"old",
+    }
+
+
 def test_a_folder_that_cannot_be_written_is_our_error(tmp_path) -> None:
     (tmp_path / "file").write_text("")
 
@@ -244,8 +256,8 @@ def test_settings_that_collide_become_lines_of_their_own_names() -> None:
     ]
     (axes,) = width_figure(only(*rows)).axes
 
-    assert list(line(axes, "reasoning (matrix raw)").get_ydata()) == [0.6, 0.6]
-    assert list(line(axes, "reasoning (matrix centred)").get_ydata()) == [0.7, 0.7]
+    assert list(line(axes, "reasoning (raw)").get_ydata()) == [0.6, 0.6]
+    assert list(line(axes, "reasoning (centred)").get_ydata()) == [0.7, 0.7]
 
 
 def test_settings_that_do_not_collide_stay_one_line() -> None:
@@ -321,7 +333,7 @@ def test_the_heat_map_holds_the_mean_over_draws() -> None:
     image = figure.axes[0].images[0].get_array()
     names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
 
-    assert names == ["full state", "reasoning", "semantic", "random"]
+    assert names == ["full state", "reasoning", "semantic", "random (mean of draws)"]
     assert image.shape == (4, N_LAYERS + 1)
     assert image[1].tolist() == [row.value for row in of("layer", "reasoning")]
     first = [row.value for row in of("layer", "random") if row.layer == 0]
@@ -428,7 +440,7 @@ def test_the_primary_contrast_stands_on_top_then_the_one_against_the_full_state(
         "reasoning minus random (mean)",
         "reasoning minus semantic (last)",
     ]
-    assert axes.get_xlabel().endswith("all: m 4, layer 6, raw, logistic, 32 prompts")
+    assert axes.get_xlabel().endswith("all: m 4, layer 6, raw, logistic, 32 training prompts")
     assert list(line(axes, "primary").get_xdata()) == [0.004]
     assert list(line(axes, "primary").get_ydata()) == [0]
     low, high = axes.get_ylim()
@@ -453,13 +465,29 @@ def test_contrasts_of_other_metrics_are_not_in_the_picture() -> None:
     assert len(axes.get_yticklabels()) == 1
 
 
-def test_contrasts_that_find_no_room_are_counted() -> None:
-    rows = tuple(contrast() for _ in range(46))
+def test_contrasts_of_the_large_sweeps_are_counted_and_whole_groups_are_shown() -> None:
+    rows = (
+        *(contrast(sweep="layer", layer=layer) for layer in range(40)),
+        *(contrast(sweep="matrix", matrix=name) for name in ("folded", "centred")),
+        contrast(sweep="matrix", matrix="folded", m=2 * M),
+        contrast(sweep="pooling", pooling="mean"),
+        contrast(sweep="pooling", pooling="mean", first="semantic"),
+        contrast(sweep="controls", m=M + 11),
+        contrast("economy", second="full"),
+        contrast("primary"),
+    )
 
     (axes, *_) = contrasts_figure(AuditTables(facts=AUDIT.facts, contrasts=rows)).axes
 
-    assert len(axes.get_yticklabels()) == 40
-    assert "; 6 more in contrasts.csv" in axes.get_xlabel()
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert len(names) == 6
+    assert [name.rsplit(", ", 1)[-1].strip("()") for name in names[3:]] == [
+        "raw",
+        "folded",
+        "centred",
+    ]
+    # 40 layers, another width, and semantic directions
+    assert "; 42 more in contrasts.parquet" in axes.get_xlabel()
 
 
 def test_the_best_of_k_curves_are_those_of_the_table() -> None:

@@ -10,12 +10,12 @@ from retrm.audit.tables import AuditTables, Verdict
 from retrm.errors import MissingExtraError, OutputError
 from retrm.reports.audit_figures import FIGURES, Picture
 from retrm.reports.audit_page import (
-    QUESTIONS,
     audit_notes,
     audit_page,
     primary_lines,
     write_audit_page,
 )
+from retrm.reports.words import QUESTIONS, duration, question_of
 
 # The header of a PNG file of 1000 x 500 pixels is all that a page reads of a picture.
 HEADER = b"\x89PNG\r\n\x1a\n" + bytes(8) + (1000).to_bytes(4, "big") + (500).to_bytes(4, "big")
@@ -122,11 +122,10 @@ def test_a_hostile_name_stays_text() -> None:
     verdict = Verdict(evil, evil, evil, True)
     tables = replace(
         AUDIT,
-        facts={**AUDIT.facts, "model": evil, "data": evil, evil: evil},
+        facts={**AUDIT.facts, "model": evil, "data": evil, evil: {evil: [evil]}},
         verdicts=(verdict, replace(verdict, is_primary=False)),
         contrasts=(contrast(first=evil, head=evil),),
         cells=(cell("primary", evil), cell("primary", evil, head="-")),
-        extra={evil: [evil]},
     )
 
     found = Reader(audit_page(tables, PICTURES))
@@ -212,7 +211,6 @@ def test_rules_without_a_head_and_bounds_stand_beside_the_heads() -> None:
         "within_auroc": "<b>.500</b>",
         "best_of_n": "<b>.201</b>",
     }
-    assert line(AUDIT, "Bounds", "majority vote").values == {"best_of_n": "<b>.256</b>"}
     oracle = line(AUDIT, "Bounds", "oracle: any candidate is right")
     assert oracle.values == {"best_of_n": "<b>.633</b>"}
 
@@ -224,7 +222,7 @@ def test_poolings_are_not_taken_for_draws() -> None:
 
     names = [found.name for found in primary_lines(AuditTables(facts={}, cells=rows))["Controls"]]
 
-    assert names == ["reasoning (pooling last)", "reasoning (pooling mean)"]
+    assert names == ["reasoning (last)", "reasoning (mean)"]
 
 
 def test_raw_scaling_is_named() -> None:
@@ -240,7 +238,7 @@ def test_further_metrics_are_folded_away() -> None:
 
     page = audit_page(AuditTables(facts={}, cells=rows), ())
 
-    table, details = page.split("<details>", 1)
+    table, details = page.split("The primary setting")[1].split("<details>", 1)
     assert "Brier score" not in table
     assert "Brier score" in details.split("</details>")[0]
 
@@ -249,7 +247,7 @@ def test_matrices_and_poolings_have_a_table_of_their_own(page) -> None:
     text = Reader(page).text
 
     assert "Other matrices" in text
-    assert "reasoning (matrix centred)" in text
+    assert "reasoning (centred)" in text
     assert "Other poolings" not in text
 
 
@@ -257,9 +255,17 @@ def test_all_contrasts_are_listed_with_their_p_values(page) -> None:
     text = Reader(page).text
 
     assert "4 differences, 2 of them exploratory" in text
-    assert "+.004 [-.013, +.021] .330 .600 –" in text
-    assert "+.030 [+.010, +.050] .330 .600 .040" in text
+    assert ".004 [-.013, .021] .330 .600 –" in text
+    assert ".030 [.010, .050] .330 .600 .040" in text
     assert "-.081 [-.102, -.060]" in text
+
+
+def test_a_p_value_below_a_thousandth_is_no_zero() -> None:
+    rows = (contrast(p=4e-4, holm_p=9.99e-4), contrast(p=0.001, holm_p=1.0))
+    text = Reader(audit_page(AuditTables(facts={}, contrasts=rows), ())).text
+
+    assert ".330 < .001 < .001" in text
+    assert ".330 .001 1.000" in text
 
 
 def test_preferences_are_shown_in_pair_accuracy_without_best_of_n() -> None:
@@ -267,12 +273,12 @@ def test_preferences_are_shown_in_pair_accuracy_without_best_of_n() -> None:
 
     assert "pair accuracy" in text
     assert "best of N" not in text
-    assert "majority vote" not in text
+    assert "oracle: any candidate" not in text
     assert "160 preference pairs" in text
 
 
 def test_what_does_not_apply_is_a_dash_never_nan_or_none() -> None:
-    holes = {"majority": None, "oracle": float("nan"), "n_cut": None, "note": None}
+    holes = {"pass_at_1": None, "oracle": float("nan"), "n_cut": None, "note": None}
     rows = [replace(cell("primary", "full"), low=float("nan"), high=float("nan"))]
     tables = replace(AUDIT, facts={**AUDIT.facts, **holes}, cells=rows)
 
@@ -311,17 +317,34 @@ def test_the_notes_tell_draws_folds_seeds_and_what_was_left_out() -> None:
     assert "3 answers were left out" in notes
     # 20 draws: 1/21 = .048
     assert f"{N_DRAWS} random subspaces in the primary contrast; the smallest rank p" in notes
-    assert "is .048." in notes
+    assert "is .048 on either side. A claim needs 39 or more." in notes
     assert "5 folds by prompt, the mean of 3 ways to split in the primary setting." in notes
-    assert "15,872 tokens took 94 s" in notes
+    # 94.2 s
+    assert "15,872 tokens took 2 min." in notes
+    assert "Fitting all heads took 61 s." in notes
+
+
+@pytest.mark.parametrize("name", ["n_primary_draws", "n_draws"])  # the latter in older audits
+def test_draws_are_told_where_no_primary_contrast_was_made(name) -> None:
+    (note,) = audit_notes(AuditTables(facts={name: 9}))
+
+    assert note.startswith("9 random subspaces in the primary contrast")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h")],
+)
+def test_seconds_are_told_in_a_unit_that_fits_them(seconds, words) -> None:
+    assert duration(seconds) == words
 
 
 def test_few_draws_are_warned_of() -> None:
     def warns(n_draws: int) -> bool:
         tables = AuditTables(facts={}, contrasts=(contrast("primary", n_draws=n_draws),))
-        return any("A claim needs 19 or more." in note for note in audit_notes(tables))
+        return any("A claim needs 39 or more." in note for note in audit_notes(tables))
 
-    assert [warns(n) for n in (9, 18, 19)] == [True, True, False]
+    assert [warns(n) for n in (9, 38, 39)] == [True, True, False]
 
 
 def test_answers_that_were_not_judged_and_resamples_that_were_left_out_are_told() -> None:
@@ -331,6 +354,42 @@ def test_answers_that_were_not_judged_and_resamples_that_were_left_out_are_told(
     assert "7 answers were left out because they have neither a label nor a pair." in notes
     assert any("left out of 2 intervals, up to 5 of one" in note for note in notes)
     assert not any("n_undefined" in note for note in audit_notes(AUDIT))
+
+
+@pytest.mark.parametrize(
+    ("question", "subject", "title"),
+    [
+        ("economy", "within_auroc", "Is it as good as the full state at ordering answers?"),
+        ("economy", "best_of_n", "Is it as good as the full state at picking the best of N?"),
+        ("economy", "", "Is it as good as the full state?"),  # of an older audit
+        (
+            "layers",
+            "mean",
+            "Is it better than random directions at other layers (mean over tokens)?",
+        ),
+        ("unheard of", "mean", "unheard of"),
+    ],
+)
+def test_verdicts_on_one_question_are_told_apart_by_their_titles(question, subject, title) -> None:
+    verdict = Verdict(question, "undecided", "s", is_primary=False, subject=subject)
+
+    assert question_of(verdict) == title
+
+
+def test_names_in_backticks_are_code_on_the_page_and_stay_escaped() -> None:
+    verdict = Verdict("length", "undecided", "minus `shortest` <b>", is_primary=False)
+    page = audit_page(AuditTables(facts={"data": ""}, verdicts=(verdict,)), ())
+
+    assert "minus <code>shortest</code> &lt;b&gt;" in page
+    assert "<b>unknown data</b>" in page
+
+
+def test_words_that_the_tables_use_are_explained(page) -> None:
+    text = Reader(page).text
+
+    for word in ("semantic, middle", "whitened", "Holm p", "rank p", "folded, centred"):
+        assert f"{word} " in text
+    assert "pairs right × wrong prompts" in text  # heads of columns
 
 
 def test_every_question_of_a_verdict_has_its_words() -> None:

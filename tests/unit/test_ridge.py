@@ -5,20 +5,18 @@ import math
 import numpy as np
 import pytest
 import torch
+from least_squares import mean_squared_error, projected, ridge_path, within_prompts
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
-from retrm.errors import FitError, LabelError, RecipeError, ShapeError
+from retrm.errors import FitError, LabelError, ShapeError
 from retrm.fitting import ridge
 from retrm.fitting.convex import LAMBDA_GRID, pairs_within_prompts
 from retrm.fitting.ridge import (
     Moments,
-    RidgeFit,
     choose_ridge,
-    mean_squared_error,
     project_all,
     project_many,
-    ridge_path,
 )
 
 FIELDS = ("weight", "x", "y", "xx", "xy", "yy")
@@ -98,17 +96,17 @@ def test_the_sums_of_weighted_rows_by_hand():
     assert moments.xy.tolist() == [-4.0, 6.0]  # 2 (1, 2) - 2 (3, -1)
 
 
-def test_the_sums_within_prompts_by_hand():
+def test_the_sums_of_pairs_by_hand():
     # prompt a: right 3, wrong 1 and 2: differences 2 and 1, weight 1/2 each: xx = 5/2, xy = 3/2
     # prompt b: right 4, wrong 0: difference 4: xx = 16, xy = 4; prompt c has no wrong answer
     features = torch.tensor([[3.0], [1.0], [2.0], [4.0], [0.0], [9.0]])
     labels, ids = [1, 0, 0, 1, 0, 1], ["a", "a", "a", "b", "b", "c"]
-    by_prompt = Moments.within_prompts(features, labels, ids)
-    assert (by_prompt.weight, by_prompt.yy, by_prompt.n_left_out) == (2.0, 2.0, 1)
+    by_prompt = within_prompts(features, labels, ids)
+    assert (by_prompt.weight, by_prompt.yy) == (2.0, 2.0)
     assert by_prompt.xx.item() == pytest.approx(18.5)
     assert by_prompt.xy.item() == pytest.approx(5.5)
     # every pair counts 1: xx = 4 + 1 + 16, xy = 2 + 1 + 4
-    by_pair = Moments.within_prompts(features, labels, ids, weighting="pair")
+    by_pair = within_prompts(features, labels, ids, weighting="pair")
     assert (by_pair.weight, by_pair.yy) == (3.0, 3.0)
     assert (by_pair.xx.item(), by_pair.xy.item()) == pytest.approx((21.0, 7.0))
     # mean square of differences 21/3, mean 7/3: slope (7/3)/7/(1 + lam) = 1/3/2 at lam = 1
@@ -162,13 +160,13 @@ def test_without_intercept_features_are_scaled_to_unit_mean_square():
 
 
 @pytest.mark.parametrize("weighting", ["prompt", "pair"])
-def test_within_prompts_equals_all_explicit_pairs(weighting):
+def test_moments_of_pairs_equal_all_explicit_pairs(weighting):
     features, labels, ids = planted(90, 7, n_per_prompt=6)
     n_right = [int(labels[ids == p].sum()) for p in dict.fromkeys(ids)]
     assert len({k for k in n_right if 0 < k < 6}) > 2  # lopsided prompts, where weights matter
     deltas, weights = explicit_pairs(features, labels, ids)
     weights = weights if weighting == "prompt" else np.ones(len(weights))
-    moments = Moments.within_prompts(features, labels, ids, weighting=weighting)
+    moments = within_prompts(features, labels, ids, weighting=weighting)
     assert moments.weight == pytest.approx(weights.sum())
     assert moments.yy == pytest.approx(weights.sum())
     assert np.allclose(moments.xx, deltas.T @ (weights[:, None] * deltas), rtol=1e-10, atol=1e-10)
@@ -178,18 +176,6 @@ def test_within_prompts_equals_all_explicit_pairs(weighting):
     model.fit(deltas, np.ones(len(deltas)), sample_weight=weights)
     weight, _ = exact(moments, 0.1, standardise=False, has_intercept=False)
     assert weight == pytest.approx(model.coef_, rel=1e-8, abs=1e-10)
-
-
-@pytest.mark.parametrize("weighting", ["prompt", "pair"])
-def test_within_prompts_equals_of_pairs_on_the_pairs_of_the_convex_fit(weighting):
-    features, labels, ids = planted(90, 7, n_per_prompt=6)
-    order = np.random.default_rng(0).permutation(90)  # rows of a prompt need not be neighbours
-    features, labels, ids = features[order], labels[order], ids[order]
-    pairs = pairs_within_prompts(labels, ids, weighting=weighting)
-    explicit = Moments.of_pairs(features, pairs.chosen, pairs.rejected, weights=pairs.weights)
-    assert_same_moments(
-        Moments.within_prompts(features, labels, ids, weighting=weighting), explicit
-    )
 
 
 def test_pairs_are_rows_of_differences_and_of_their_negatives():
@@ -209,7 +195,7 @@ def test_pairs_are_rows_of_differences_and_of_their_negatives():
 @pytest.mark.parametrize("standardise", [True, False])
 def test_moments_of_pairs_have_no_intercept_asked_for_or_not(standardise):
     features, labels, ids = planted(60, 5)
-    moments = Moments.within_prompts(features, labels, ids)
+    moments = within_prompts(features, labels, ids)
     asked, unasked = (
         exact(moments, 0.1, standardise=standardise, has_intercept=has_intercept)
         for has_intercept in (True, False)
@@ -245,32 +231,19 @@ def test_chunks_do_not_change_the_sums(chunk_rows):
     pairs = pairs_within_prompts(labels, ids)
     makers = [
         lambda rows: Moments.of(features, labels, chunk_rows=rows),
-        lambda rows: Moments.within_prompts(features, labels, ids, chunk_rows=rows),
         lambda rows: Moments.of_pairs(features, pairs.chosen, pairs.rejected, chunk_rows=rows),
     ]
     for make in makers:
         assert_same_moments(make(chunk_rows), make(4096))
 
 
-def test_no_chunk_within_prompts_is_larger_than_asked_by_more_than_a_prompt():
-    codes = np.repeat(np.arange(30), 3)
-    parts = ridge._whole_prompts(np.arange(90), codes, 10)
-    assert max(len(part) for part in parts) <= 12
-    assert np.concatenate(parts).tolist() == list(range(90))
-    assert all(len(part) % 3 == 0 for part in parts)
-
-
 def test_blocks_add_up_to_the_whole():
     features, labels, ids = planted(90, 6, n_per_prompt=2)
     blocks = [slice(0, 20), slice(20, 60), slice(60, 90)]
     rows = [Moments.of(features[b], labels[b]) for b in blocks]
-    assert_same_moments(rows[0] + rows[1] + rows[2], Moments.of(features, labels))
-    within = [Moments.within_prompts(features[b], labels[b], ids[b]) for b in blocks]
-    whole = Moments.within_prompts(features, labels, ids)
-    assert_same_moments(Moments.total(within), whole)
-    assert Moments.total(within).n_left_out == whole.n_left_out
-    mixed = [p for p in set(ids) if 0 < labels[ids == p].sum() < 2]
-    assert whole.n_left_out == 90 - 2 * len(mixed) > 0
+    assert_same_moments(Moments.total(rows), Moments.of(features, labels))
+    within = [within_prompts(features[b], labels[b], ids[b]) for b in blocks]
+    assert_same_moments(Moments.total(within), within_prompts(features, labels, ids))
 
 
 def test_adding_up_leaves_the_blocks_as_they_were():
@@ -283,31 +256,6 @@ def test_adding_up_leaves_the_blocks_as_they_were():
     assert torch.equal(block.xx, before)
 
 
-def test_taking_a_block_away_leaves_the_others():
-    features, labels, _ = planted(90, 6)
-    whole, first = Moments.of(features, labels), Moments.of(features[:40], labels[:40])
-    rest = Moments.of(features[40:], labels[40:])
-    assert_same_moments(whole - first, rest, rel=1e-10)
-    assert exact(whole - first, 0.1)[0] == pytest.approx(exact(rest, 0.1)[0], rel=1e-8)
-
-
-def test_what_a_subtraction_leaves_of_constant_columns_is_not_taken_for_features():
-    # A third has no exact binary form: the sums of 30,000 and of 29,990 squares differ by more or
-    # less than 10 squares, by rounding, which looks like a variance.
-    features, labels, _ = planted(30_000, 8)
-    features[:, :7] = torch.arange(1.0, 8.0) / 3
-    whole, most = Moments.of(features, labels), Moments.of(features[:-10], labels[:-10])
-    fit = ridge_path(whole - most, [1e-4])[0]
-    assert (fit.n_constant, fit.weight[:7].tolist()) == (7, [0.0] * 7)
-
-
-def test_subtracting_everything_is_refused():
-    features, labels, _ = planted(20, 3)
-    moments = Moments.of(features, labels)
-    with pytest.raises(FitError, match=r"expected some weight to be left. Add up the blocks"):
-        moments - moments
-
-
 # ------------------------------------------------------------------ projections
 
 
@@ -316,11 +264,11 @@ def test_subtracting_everything_is_refused():
 def test_projecting_then_fitting_equals_fitting_projected_features(standardise, has_intercept):
     features, labels, _ = planted(120, 30)
     basis = random_basis(30, 6) * torch.tensor([1.0, 2, 3, 4, 5, 6], dtype=torch.float64)
-    projected = Moments.of(features, labels).project(basis)
+    moved = projected(Moments.of(features, labels), basis)
     direct = Moments.of(features @ basis, labels)
-    assert_same_moments(projected, direct)
+    assert_same_moments(moved, direct)
     options = {"standardise": standardise, "has_intercept": has_intercept}
-    first, second = (exact(moments, 1e-3, **options) for moments in (projected, direct))
+    first, second = (exact(moments, 1e-3, **options) for moments in (moved, direct))
     assert np.abs(first[0] - second[0]).max() < 1e-8
     assert abs(first[1] - second[1]) < 1e-8
 
@@ -329,8 +277,8 @@ def test_projecting_pairs_equals_pairs_of_projected_features():
     features, labels, ids = planted(60, 12)
     basis = random_basis(12, 4)
     assert_same_moments(
-        Moments.within_prompts(features, labels, ids).project(basis),
-        Moments.within_prompts(features @ basis, labels, ids),
+        projected(within_prompts(features, labels, ids), basis),
+        within_prompts(features @ basis, labels, ids),
     )
 
 
@@ -345,8 +293,7 @@ def test_many_bases_at_once_equal_one_after_the_other():
             by_hand = (basis.T @ block.xx @ basis).numpy()
             assert np.allclose(one.xx, by_hand, rtol=1e-12, atol=1e-12)
             assert_same_moments(one, other)
-            assert_same_moments(one, block.project(basis))
-            assert torch.allclose(one.magnitude, block.project(basis).magnitude)
+            assert torch.allclose(one.magnitude, other.magnitude)
 
 
 def test_without_standardising_every_orthogonal_basis_gives_the_same_scores():
@@ -354,10 +301,10 @@ def test_without_standardising_every_orthogonal_basis_gives_the_same_scores():
     turn = random_basis(12, 12)
     for moments in (
         Moments.of(features, labels),
-        Moments.within_prompts(features, labels, ids),
+        within_prompts(features, labels, ids),
     ):
         plain, bias = exact(moments, 0.1, standardise=False)
-        turned, turned_bias = exact(moments.project(turn), 0.1, standardise=False)
+        turned, turned_bias = exact(projected(moments, turn), 0.1, standardise=False)
         scores = features.numpy() @ plain + bias
         turned_scores = (features @ turn).numpy() @ turned + turned_bias
         assert np.abs(scores - turned_scores).max() < 1e-8
@@ -368,7 +315,7 @@ def test_standardising_makes_scores_depend_on_the_basis():
     features, labels, _ = planted(100, 12)
     moments, turn = Moments.of(features, labels), random_basis(12, 12)
     scores = features.numpy() @ exact(moments, 0.1)[0]
-    turned = (features @ turn).numpy() @ exact(moments.project(turn), 0.1)[0]
+    turned = (features @ turn).numpy() @ exact(projected(moments, turn), 0.1)[0]
     assert np.abs(scores - scores.mean() - turned + turned.mean()).max() > 1e-3
 
 
@@ -379,7 +326,7 @@ def test_directions_without_variance_are_constant_after_projection_too():
     features = torch.tensor(1e3 + rng.normal(size=(200, 12)))
     features = features - (features @ basis[:, :8]) @ basis[:, :8].T
     labels = rng.integers(0, 2, 200)
-    fit = ridge_path(Moments.of(features, labels).project(basis[:, :10]), [1e-4])[0]
+    fit = ridge_path(projected(Moments.of(features, labels), basis[:, :10]), [1e-4])[0]
     assert (fit.n_constant, fit.weight[:8].tolist()) == (8, [0.0] * 8)
     assert fit.weight[8:].abs().min().item() > 0
 
@@ -414,7 +361,7 @@ def test_lam_is_chosen_by_weighted_held_out_error_as_with_explicit_rows(kind, se
             blocks.append(Moments.of(x, y, weights=w))
             rows.append((x.numpy(), y, w))
         else:
-            blocks.append(Moments.within_prompts(x, y, prompts))
+            blocks.append(within_prompts(x, y, prompts))
             deltas, pair_weights = explicit_pairs(x, y, prompts)
             rows.append((deltas, np.ones(len(deltas)), pair_weights))
     grid, has_intercept = tuple(10.0 ** np.arange(-4, 4, 0.2)), kind == "rows"
@@ -494,7 +441,7 @@ def test_columns_that_vary_only_between_prompts_are_constant_within_them():
     features, labels, ids = planted(300, 4, n_per_prompt=20)
     common = torch.tensor([float(p[1:]) for p in ids]).double()[:, None] / 10
     common = common + torch.arange(1, 6).double() / 10
-    moments = Moments.within_prompts(torch.cat([features, common], 1), labels, ids)
+    moments = within_prompts(torch.cat([features, common], 1), labels, ids)
     fit = ridge_path(moments, [0.1], has_intercept=False)[0]
     assert (fit.n_constant, fit.weight[4:].tolist()) == (5, [0.0] * 5)
 
@@ -538,11 +485,10 @@ def test_float32_features_are_added_up_in_float64():
 
 
 def test_nan_features_are_refused_with_their_row():
-    features, labels, ids = planted(20, 3)
+    features, labels, _ = planted(20, 3)
     features[7, 1] = math.nan
     for make in (
         lambda: Moments.of(features, labels),
-        lambda: Moments.within_prompts(features, labels, ids),
         lambda: Moments.of_pairs(features, [0], [1]),
     ):
         with pytest.raises(FitError, match=r"in row 7 \(1 rows in all\)"):
@@ -555,26 +501,9 @@ def test_targets_that_are_not_finite_are_refused_with_their_position(target):
         Moments.of(torch.eye(3), [1, 0, target])
 
 
-def test_targets_within_prompts_must_be_right_or_wrong():
-    with pytest.raises(LabelError, match=r"got target 0\.5 at position 1.*expected 0 or 1"):
-        Moments.within_prompts(torch.eye(3), [1, 0.5, 0], "aaa")
-
-
-def test_no_mixed_prompt_is_refused():
-    with pytest.raises(LabelError, match=r"got 2 prompt\(s\), none with both.*Moments\.of"):
-        Moments.within_prompts(torch.eye(3), [1, 1, 0], ["a", "a", "b"])
-
-
-def test_an_unknown_weighting_offers_the_nearest():
-    with pytest.raises(RecipeError, match=r"got weighting 'prompts'.*Did you mean 'prompt'"):
-        Moments.within_prompts(torch.eye(2), [1, 0], "aa", weighting="prompts")
-
-
-def test_targets_prompts_and_pairs_that_do_not_fit_the_rows_are_refused():
+def test_targets_and_pairs_that_do_not_fit_the_rows_are_refused():
     with pytest.raises(ShapeError, match=r"got targets of shape \(2,\); expected \(3,\)"):
         Moments.of(torch.eye(3), [1, 0])
-    with pytest.raises(ShapeError, match="got 2 prompt_ids for 3 rows"):
-        Moments.within_prompts(torch.eye(3), [1, 0, 1], ["a", "a"])
     with pytest.raises(ShapeError, match="got rejected row 3 in pair 0; expected 0 to 2"):
         Moments.of_pairs(torch.eye(3), [0], [3])
     with pytest.raises(ShapeError, match="got 2 chosen and 1 rejected rows"):
@@ -596,7 +525,7 @@ def test_impossible_weights_are_refused():
 def test_targets_that_are_all_the_same_are_refused_when_a_head_is_fitted(value):
     moments = Moments.of(torch.eye(3), [value] * 3)
     with pytest.raises(LabelError, match=rf"all {value}; .*Bring data with both"):
-        ridge_path(moments, [0.1])
+        choose_ridge([moments, moments], [0.1])
 
 
 def test_a_fold_whose_training_part_has_one_class_is_refused():
@@ -609,13 +538,13 @@ def test_a_fold_whose_training_part_has_one_class_is_refused():
 def test_a_penalty_that_is_not_positive_is_refused(lam):
     moments = Moments.of(torch.eye(3), [1, 0, 1])
     with pytest.raises(FitError, match="expected a finite number above 0"):
-        ridge_path(moments, [1.0, lam])
+        choose_ridge([moments, moments], [1.0, lam])
 
 
 def test_no_penalty_no_block_and_one_block_are_refused():
     moments = Moments.of(torch.eye(3), [1, 0, 1])
     with pytest.raises(FitError, match="got no lam"):
-        ridge_path(moments, [])
+        choose_ridge([moments, moments], [])
     with pytest.raises(FitError, match=r"got 1 block\(s\).*expected at least 2"):
         choose_ridge([moments])
     with pytest.raises(FitError, match="got no block"):
@@ -633,32 +562,28 @@ def test_a_block_without_weight_is_refused():
 def test_sums_that_overflow_are_refused():
     moments = Moments.of(torch.tensor([[1e200], [2e200]], dtype=torch.float64), [1, 0])
     with pytest.raises(FitError, match=r"NaN or infinite.*squares overflow"):
-        ridge_path(moments, [1.0])
+        choose_ridge([moments, moments], [1.0])
 
 
 def test_widths_that_differ_are_refused():
     small, large = (Moments.of(torch.eye(n), [1, 0, 1, 0][:n]) for n in (3, 4))
     for action in (
-        lambda: small + large,
-        lambda: large - small,
+        lambda: Moments.total([small, large]),
         lambda: choose_ridge([small, large]),
         lambda: project_all([small, large], torch.eye(3)),
     ):
         with pytest.raises(ShapeError, match=r"of (3|4) and of (3|4) features"):
             action()
-    fit = RidgeFit(torch.ones(2), 0.0, 1.0, False, 0)
-    with pytest.raises(ShapeError, match="fit of 2 features for moments of 3"):
-        mean_squared_error(small, fit)
 
 
 def test_a_basis_of_the_wrong_shape_is_refused_and_a_transposed_one_is_recognised():
     moments = Moments.of(torch.eye(3), [1, 0, 1])
     with pytest.raises(ShapeError, match=r"shape \(2, 3\) for 3 features.*give basis\.T"):
-        moments.project(torch.eye(3)[:2])
+        projected(moments, torch.eye(3)[:2])
     with pytest.raises(ShapeError, match=r"shape \(4, 2\) for 3 features; expected \(3, m\)"):
-        moments.project(torch.ones(4, 2))
+        projected(moments, torch.ones(4, 2))
     with pytest.raises(FitError, match="basis with NaN"):
-        moments.project(torch.full((3, 1), math.nan))
+        projected(moments, torch.full((3, 1), math.nan))
 
 
 def test_impossible_chunks_are_refused():

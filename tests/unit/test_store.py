@@ -122,3 +122,20 @@ def test_a_shard_that_goes_missing_after_reading_is_an_error_by_name(tmp_path):
 
     with pytest.raises(StoreError, match=r"shard-00000\.safetensors.*read again"):
         found["pooled"]
+
+
+def test_states_that_have_waited_long_are_written_though_they_fill_no_shard(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("retrm.store.shards.time.monotonic", lambda: now)
+    sink = ShardSink(tmp_path / "s", RECIPES, PRINT)
+    now = 2000.0
+    sink.open(["k0", "k1", "k2"])  # only then it begins
+    counts = []
+    for row, seconds in enumerate((59.0, 60.0, 119.0)):  # the second shard would be due at 120
+        now = 2000.0 + seconds
+        sink.add([row], features_of(row))
+        counts.append(len(list((tmp_path / "s").glob("shard-*"))))
+
+    assert counts == [0, 1, 1]
+    # A kill here has lost the last row only.
+    assert ShardSink(tmp_path / "s", RECIPES, PRINT).open(["k0", "k1", "k2"]) == {0, 1}

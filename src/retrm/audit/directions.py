@@ -24,6 +24,7 @@ from retrm.errors import RecipeError
 from retrm.features.subspace import SubspaceFitter, fit_spectrum
 from retrm.fitting.ridge import Moments
 
+FEW_DRAWS = 5  # of kinds that are controls of a control, or dear to fit
 SPECTRAL = ("reasoning", "semantic", "middle", "random", "random_singular")
 
 
@@ -42,6 +43,21 @@ class FeatureSet:
     def is_fitted(self) -> bool:
         """Whether its directions depend on training states."""
         return self.kind in ("pca_top", "pca_bottom", "white_random")
+
+
+def drawn(kind: str, m: int, matrix: str, n: int) -> list[FeatureSet]:
+    """The first `n` draws of a random kind."""
+    return [FeatureSet(kind, m, matrix, draw) for draw in range(n)]
+
+
+def usable_matrices(head: Unembedding) -> tuple[Matrix, ...]:
+    """All, or the unfolded ones where the norm's gain has a zero.
+
+    Through such a norm the normalised residual cannot be recovered from post_norm states.
+    """
+    if head.gain is None or not bool((head.gain == 0).any()):
+        return MATRICES
+    return tuple(name for name in MATRICES if "folded" not in name)
 
 
 class Directions:
@@ -67,8 +83,11 @@ class Directions:
         self.matrices = matrices
         self._seed_of = seed_of
         self._gain = None if head.gain is None else head.gain.detach().cpu().double()
-        if self._gain is not None and any("folded" in name for name in matrices):
-            _check_gain(self._gain)
+        if set(matrices) - set(usable_matrices(head)):
+            raise RecipeError(
+                f"the gain of the final norm has {int((self._gain == 0).sum())} zero(s): the normalised "
+                "residual cannot be recovered from post_norm states. Leave the folded matrices out"
+            )
         self._fitters: dict[str, SubspaceFitter] = {
             name: fit_spectrum(
                 head,
@@ -163,12 +182,3 @@ def _fitted_directions(features: FeatureSet, train: Moments, seed: int) -> Float
     # be the loudest features of held-out states.
     scale = torch.where(values > 1e-9 * values[-1], values.rsqrt(), 0.0)
     return vectors @ (scale[:, None] * torch.linalg.qr(noise)[0])
-
-
-def _check_gain(gain: Tensor) -> None:
-    n_zero = int((gain == 0).sum())
-    if n_zero:
-        raise RecipeError(
-            f"the gain of the final norm has {n_zero} zero(s): the normalised residual cannot be "
-            "recovered from post_norm states. Leave the folded matrices out"
-        )

@@ -10,8 +10,7 @@ Three differences stand in a row, all over the same prompts and the same resampl
                     `random_holm_p` is Holm's correction of it over all interventions and measures
     rank_p          (1 + draws whose effect is at least as high) / (1 + draws)
 
-The spread is there since resampling prompts says nothing about chance in the draws: of three random
-subspaces and one more, that one lies outside the three half the time.
+See `retrm.audit.draws` for why the spread of the draws is asked for.
 """
 
 import math
@@ -20,30 +19,26 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from retrm.audit.draws import against
 from retrm.audit.removal import Fill, Intervention
 from retrm.audit.tables import InterventionRow
 from retrm.errors import ScoreError
 from retrm.metrics import (
     N_RESAMPLES,
-    AverageStatistic,
     PromptStatistic,
     Resamples,
-    draw_error,
     holm,
     mean_statistic,
-    rank_p_value,
-    welch_p_value,
     within_prompt_auroc_statistic,
 )
 from retrm.records import AnswerTable
 
-NAN = float("nan")
 RANDOM_KINDS = ("random", "random_energy")
 _Statistics = Mapping[str, PromptStatistic]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Outcome:
     """What one setting gave: (answers,), (judged tokens,), and (new answers,) in prompt order.
 
     Attributes:
@@ -77,15 +72,18 @@ class Effects:
 
     table: AnswerTable
     asked: Sequence[str]
-    reference: Measured
+    reference: Outcome
     fill: Fill
     spare_first: bool
     seed: int = 0
     n_resamples: int = N_RESAMPLES
     _drawn: dict[tuple[str, ...], Resamples] = field(default_factory=dict, repr=False)
 
-    def rows(self, found: Sequence[tuple[Intervention, Measured]]) -> tuple[InterventionRow, ...]:
-        """One row a setting and measure, those of the unchanged model first at each layers typed."""
+    def rows(self, found: Sequence[tuple[Intervention, Outcome]]) -> tuple[InterventionRow, ...]:
+        """One row a setting and measure, those of the unchanged model first at each layers typed.
+
+        Not yet corrected: see `corrected_interventions`.
+        """
         statistics = [(each, self._statistics(measured)) for each, measured in found]
         none = self._statistics(self.reference)
         rows: list[InterventionRow] = []
@@ -95,7 +93,7 @@ class Effects:
             for measure, statistic in own.items():
                 alike = self._alike(statistics, each, measure)
                 rows.append(self._row(each, each.removed, measure, statistic, none[measure], alike))
-        return corrected_interventions(rows)
+        return tuple(rows)
 
     @staticmethod
     def _alike(
@@ -121,17 +119,16 @@ class Effects:
     ) -> InterventionRow:
         resamples, is_none = self._resamples(own), kind == "none"
         value = resamples.interval(own)
-        gap = beside = (NAN, NAN, NAN)
-        rank_p = p = NAN
+        gap = beside = (math.nan, math.nan, math.nan)
+        rank_p = p = math.nan
         if none is not None:
             found = resamples.difference(own, none)
             gap = (found.value, found.low, found.high)
         if randoms:
-            mean = AverageStatistic(randoms)
-            found = resamples.difference(own, mean)
-            beside = (found.value, found.low, found.high)
+            found = against(resamples, own, randoms, is_random=True)
+            beside = (found.interval.value, found.interval.low, found.interval.high)
             if measure != "energy_removed":  # no effect but a fact of the removal
-                rank_p, p = _chance(resamples, own, randoms)
+                rank_p, p = found.rank_p, found.p
         return InterventionRow(
             layers=each.text,
             removed=kind,
@@ -152,7 +149,7 @@ class Effects:
             minus_random_high=beside[2],
             rank_p=rank_p,
             random_p=p,
-            random_holm_p=NAN,
+            random_holm_p=math.nan,
             n=value.n,
         )
 
@@ -163,7 +160,7 @@ class Effects:
             self._drawn[key] = Resamples(statistic.prompts, self.n_resamples, self.seed)
         return self._drawn[key]
 
-    def _statistics(self, found: Measured) -> dict[str, PromptStatistic]:
+    def _statistics(self, found: Outcome) -> dict[str, PromptStatistic]:
         """Measure by name, each over the same prompts as in every other setting."""
         ids = self.table.prompt_ids
         agrees = (found.likeliest == self.reference.likeliest).astype(np.float64)
@@ -181,17 +178,6 @@ class Effects:
             n_samples = len(found.correct) // len(self.asked)
             out["accuracy"] = mean_statistic(found.correct, np.repeat(self.asked, n_samples))
         return out
-
-
-def _chance(
-    resamples: Resamples, own: PromptStatistic, randoms: Sequence[PromptStatistic]
-) -> tuple[float, float]:
-    """Rank among the random draws, and p of the difference from their mean, uncorrected."""
-    once = np.ones((1, len(resamples.prompts)))
-    value, *draws = (float(statistic(once)[0]) for statistic in (own, *randoms))
-    error = resamples.standard_error(own, AverageStatistic(tuple(randoms)))
-    p, _ = welch_p_value(value - float(np.mean(draws)), [(error, math.inf), draw_error(draws)])
-    return rank_p_value(value, draws), p
 
 
 def corrected_interventions(rows: Sequence[InterventionRow]) -> tuple[InterventionRow, ...]:

@@ -88,8 +88,6 @@ class EnergyReducer:
         batch: TokenBatch,
     ) -> None:
         """Add one layer's shares."""
-        if point != "residual":
-            return
         if self._sums is None:
             self._slots = self._slots_of(index, batch)
             shape = (len(batch.rows), _N_SLOTS, self._backbone.n_layers + 1, len(_SUMS))
@@ -217,13 +215,7 @@ def energy_rows(
         prompt_ids: (n,) prompt of every answer: tokens of a prompt are counted once.
     """
     sums, counts = _unpack(features)
-    weight = torch.ones_like(counts)
-    weight[:, :_N_PROMPT_KINDS] = 0
-    seen: set[str] = set()
-    for answer, prompt_id in enumerate(map(str, prompt_ids)):
-        if prompt_id not in seen and counts[answer, 0] > 0:
-            seen.add(prompt_id)
-            weight[answer] = 1
+    weight = _weights(counts, prompt_ids)
     total = (sums.double() * weight[:, :, None, None]).sum(0)  # (slots, layers, sums)
     n = (counts * weight).double().sum(0)
     rows = []
@@ -233,6 +225,26 @@ def energy_rows(
         for layer, values in enumerate((total[slot] / n[slot]).tolist()):
             rows.append(EnergyRow(layer, kind, int(n[slot]), m, *_ordered(values)))
     return tuple(rows)
+
+
+def n_tokens(features: Features, prompt_ids: Sequence[object]) -> int:
+    """Tokens of all answers and of each prompt once, whichever runs read them."""
+    _, counts = _unpack(features)
+    return int((counts * _weights(counts, prompt_ids))[:, :_LAST].double().sum())
+
+
+def _weights(
+    counts: Float[Tensor, "answers slots"], prompt_ids: Sequence[object]
+) -> Float[Tensor, "answers slots"]:
+    """1 where the tokens of a slot count; those of a prompt do at one of its answers."""
+    weight = torch.ones_like(counts)
+    weight[:, :_N_PROMPT_KINDS] = 0
+    seen: set[str] = set()
+    for answer, prompt_id in enumerate(map(str, prompt_ids)):
+        if prompt_id not in seen and counts[answer, 0] > 0:
+            seen.add(prompt_id)
+            weight[answer] = 1
+    return weight
 
 
 def _ordered(values: Sequence[float]) -> tuple[float, float, float]:

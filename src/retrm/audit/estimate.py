@@ -1,6 +1,6 @@
 """What an audit will take, before it starts: tokens, seconds, bytes.
 
-Tokens and bytes are counted exactly by rendering. Seconds come from short trials on this machine: the
+Tokens are counted by rendering, bytes from what is kept of each answer. Seconds come from short trials on this machine: the
 first answers are read once, and each kind of fit is made once on random numbers of the same shape,
 then multiplied by how often the stages make it. Wide fits are tried at `WIDEST_TRIAL` and grow from
 there with the cube of the width.
@@ -11,25 +11,28 @@ What lies in the folder already, answers that were read and stages that are fini
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from retrm.audit.grid import FEW_DRAWS, N_LOGISTIC_SHUFFLES, N_SHUFFLES
-from retrm.audit.intervene import InterventionEstimate, InterventionPlan
-from retrm.audit.plan import MATRICES, AuditPlan
-from retrm.audit.reading import checked_layers, estimate_reading, recipes_of, reducers_of
-from retrm.audit.run import check_audit, check_folder, finished_stages, intervention_stage
+from retrm.audit.controls import N_LOGISTIC_SHUFFLES, N_SHUFFLES
+from retrm.audit.directions import FEW_DRAWS, usable_matrices
+from retrm.audit.folder import check_folder, finished_stages, stored_bytes
+from retrm.audit.intervention_plan import InterventionPlan
+from retrm.audit.intervention_work import InterventionEstimate
+from retrm.audit.plan import AuditPlan
+from retrm.audit.reading import checked_layers, estimate_reading, reducers_of
+from retrm.audit.run import check_audit, intervention_stage
 from retrm.audit.supervision import Supervision
 from retrm.backbone.base import Backbone
 from retrm.backbone.batching import TOKENS_PER_BATCH
 from retrm.backbone.generate import sample
 from retrm.features.norm_folding import dead_direction
-from retrm.features.read import Overlong, read, render_all
-from retrm.features.reduce import SCALARS, Features
+from retrm.features.read import Overlong, RenderedAnswers, read
+from retrm.features.reduce import SCALARS, Features, StateReducer
 from retrm.fitting.convex import RowTargets, choose_lambda
 from retrm.fitting.fit import fit_head
 from retrm.fitting.ridge import Moments, choose_ridge
@@ -51,15 +54,15 @@ class AuditEstimate:
     """The cost of an audit.
 
     Attributes:
-        n_answers: that will be read.
+        n_answers: that fit the context, those that were read already included.
         n_skipped: over-long ones that are left out.
-        n_tokens: that pass through the model, those of a finished part included.
+        n_tokens: of these answers that pass through the model, those of a finished part included.
         tokens_per_s: of the trial.
         reading_s: of what is left to read.
         n_fits: heads that are left to fit.
         fitting_s: of all stages that are left, by trial fits; good to a factor of two.
-        interventions: their work; None = none are asked for.
-        interventions_s: of reading and sampling, if no answer ends early; 0 = finished.
+        interventions: their work; None = none are asked for, or they are finished.
+        interventions_s: of reading and sampling, if no answer ends early.
         disk_bytes: of the stored states that are still to be written.
         memory_bytes: at the peak: the states of one layer in float32 and float64, or the sums from
             which ridge heads are fitted. The model is not counted.
@@ -114,26 +117,24 @@ def estimate_audit(
         grader=grader,
         tokens_per_batch=tokens_per_batch,
     )
-    finished: frozenset[str] = frozenset()
+    finished, n_stored = frozenset[str](), 0
     if folder is not None:
         judged = table.judged(label_threshold=label_threshold)
         check_folder(folder, judged, backbone, plan, overlong=overlong)
-        finished = finished_stages(folder)
-    size = estimate_reading(
-        backbone, table, plan, overlong=overlong, tokens_per_batch=tokens_per_batch
-    )
-    trial = _trial_answers(backbone, table, overlong)
-    rate = _reading_rate(backbone, trial, plan, overlong, tokens_per_batch)
-    left = max(0, size.disk_bytes - _stored_bytes(folder))
+        finished, n_stored = finished_stages(folder), stored_bytes(folder)
+    reducers = reducers_of(plan, backbone)
+    size = estimate_reading(backbone, ready.fitting, reducers, tokens_per_batch=tokens_per_batch)
+    left = max(0, size.disk_bytes - n_stored)
+    trial = _trial_answers(table, ready.fitting)
+    rate = _reading_rate(backbone, trial, reducers, overlong, tokens_per_batch)
     fits = stage_fits(plan, ready.supervision, backbone)
     todo = [own for name, own in fits.items() if name not in finished]
-    removal_s = 0.0
-    if (
-        interventions is not None
-        and ready.interventions is not None
-        and intervention_stage(interventions, grader, table) not in finished
-    ):
-        removal_s = _interventions_s(backbone, trial, interventions, ready.interventions, rate)
+    removals, removal_s = ready.interventions, 0.0
+    if interventions is not None and removals is not None:
+        if intervention_stage(interventions, grader, table) in finished:
+            removals = None
+        else:
+            removal_s = _interventions_s(backbone, trial, interventions, removals, rate)
     tokens_each = size.n_response_tokens / max(size.n_answers, 1)
     return AuditEstimate(
         n_answers=size.n_answers,
@@ -143,17 +144,11 @@ def estimate_audit(
         reading_s=size.n_tokens / rate * left / max(size.disk_bytes, 1),
         n_fits=sum(own.n for own in todo),
         fitting_s=_fitting_s(todo, ready.supervision, plan, backbone.width, tokens_each),
-        interventions=ready.interventions,
+        interventions=removals,
         interventions_s=removal_s,
         disk_bytes=left,
         memory_bytes=_memory(plan, backbone.width, size.n_answers, size.n_response_tokens),
     )
-
-
-def _stored_bytes(folder: Path | None) -> int:
-    if folder is None:
-        return 0
-    return sum(path.stat().st_size for path in (folder / "reading").glob("shard-*"))
 
 
 def _memory(plan: AuditPlan, width: int, n_answers: int, n_response: int) -> int:
@@ -171,15 +166,13 @@ def _memory(plan: AuditPlan, width: int, n_answers: int, n_response: int) -> int
 # ------------------------------------------------------------------------------ reading, sampling
 
 
-def _trial_answers(backbone: Backbone, table: AnswerTable, overlong: Overlong) -> list[Answer]:
+def _trial_answers(table: AnswerTable, fitting: RenderedAnswers) -> list[Answer]:
     """The first answers that fit the context, enough for a rate."""
     answers: list[Answer] = []
     n_tokens = 0
-    for answer in table.answers:
-        found = render_all(backbone, [answer], overlong=overlong).rendered
-        if found:
-            answers.append(answer)
-            n_tokens += len(found[0].ids)
+    for row, rendered in zip(fitting.rows, fitting.rendered, strict=True):
+        answers.append(table.answers[row])
+        n_tokens += len(rendered.ids)
         if n_tokens > TRIAL_TOKENS:
             break
     return answers
@@ -188,16 +181,15 @@ def _trial_answers(backbone: Backbone, table: AnswerTable, overlong: Overlong) -
 def _reading_rate(
     backbone: Backbone,
     answers: Sequence[Answer],
-    plan: AuditPlan,
+    reducers: Mapping[str, StateReducer],
     overlong: Overlong,
     tokens_per_batch: int,
 ) -> float:
-    recipes = recipes_of(plan, backbone.width, counts_end=backbone.renderer.counts_end)
     trial = read(
         backbone,
         answers,
-        recipes,
-        reducers=reducers_of(plan, backbone, recipes),
+        {},
+        reducers=reducers,
         overlong=overlong,
         tokens_per_batch=tokens_per_batch,
     )
@@ -291,14 +283,13 @@ class _Counted:
     @classmethod
     def of(cls, plan: AuditPlan, supervision: Supervision, backbone: Backbone) -> "_Counted":
         head = backbone.unembedding
-        has_zero = head.gain is not None and bool((head.gain == 0).any())
         return cls(
             plan,
             supervision,
             backbone.width,
             len(checked_layers(plan, backbone)),
             backbone.width - (dead_direction(head, "post_norm") is not None),
-            len([name for name in MATRICES if not has_zero or "folded" not in name]),
+            len(usable_matrices(head)),
         )
 
     def stages(self) -> dict[str, Fits]:
@@ -450,7 +441,8 @@ def _grown(trial: Callable[[int], float], width: int) -> float:
     return trial(tried) * (width / tried) ** 3
 
 
-def _timed(work: Callable[[], object]) -> float:
+def _duration(work: Callable[[], object]) -> float:
+    """Seconds."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
@@ -461,7 +453,7 @@ def _logistic_s(m: int) -> float:
     x, ids = torch.randn(TRIAL_ROWS, m, generator=generator), list(range(TRIAL_ROWS))
     noise = torch.randn(TRIAL_ROWS, generator=generator)
     labels = (x[:, 0] + noise > 0).double().tolist()
-    return _timed(lambda: choose_lambda(x, RowTargets(labels), ids))
+    return _duration(lambda: choose_lambda(x, RowTargets(labels), ids))
 
 
 def _ridge_s(m: int, n_blocks: int) -> float:
@@ -470,7 +462,7 @@ def _ridge_s(m: int, n_blocks: int) -> float:
     for _ in range(n_blocks):
         x = torch.randn(500, m, generator=generator)
         blocks.append(Moments.of(x, (x[:, 0] > 0).double().tolist()))
-    return _timed(lambda: choose_ridge(blocks))
+    return _duration(lambda: choose_ridge(blocks))
 
 
 def _gated_s(m: int, tokens_each: float) -> float:
@@ -483,12 +475,12 @@ def _gated_s(m: int, tokens_each: float) -> float:
         for i in range(TRIAL_ANSWERS)
     )
     targets = Targets.of(AnswerTable(answers, np.arange(TRIAL_ANSWERS) % 2.0))
-    return _timed(lambda: fit_head(method("elhsr"), Features(values, offsets, False), targets))
+    return _duration(lambda: fit_head(method("elhsr"), Features(values, offsets, False), targets))
 
 
 def _flops_per_s() -> float:
     x = torch.randn(WIDEST_TRIAL, WIDEST_TRIAL, dtype=torch.float64)
-    return 2.0 * WIDEST_TRIAL**3 / max(_timed(lambda: x @ x), 1e-6)
+    return 2.0 * WIDEST_TRIAL**3 / max(_duration(lambda: x @ x), 1e-6)
 
 
 def _statistic_s(supervision: Supervision) -> float:
@@ -496,4 +488,4 @@ def _statistic_s(supervision: Supervision) -> float:
     statistic = supervision.statistics(scores, None)[supervision.record]
     resamples = Resamples(statistic.prompts)
     resamples.interval(statistic)  # the prompts are drawn once for all
-    return _timed(lambda: resamples.interval(statistic))
+    return _duration(lambda: resamples.interval(statistic))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from retrm.audit.rules import CHANCE, claim_of, has_interval
+from retrm.audit.rules import CHANCE, MOST_LISTED, claim_of, has_interval
 from retrm.audit.tables import AuditTables, CellRow, ContrastRow, Verdict
 from retrm.audit.words import figure_in_words, kind_in_words
 from retrm.metrics import format_number
@@ -19,8 +19,10 @@ from retrm.metrics import format_number
 _Row = TypeVar("_Row", ContrastRow, CellRow)
 
 _RULES = ("shortest", "longest")
-# More figures than this make a sentence that nobody reads; then the extremes stand for all.
-_MOST_LISTED = 8
+_MATCHED = {
+    "length_matched_auroc": "right x wrong pairs",
+    "length_matched_pair_accuracy": "preference pairs",
+}
 
 
 def explored_verdicts(tables: AuditTables, metric: str) -> list[Verdict]:
@@ -99,8 +101,9 @@ def _sentence(places: Sequence[_Place], first: str, second: str, what: str) -> s
 
 
 def _figures(places: Sequence[_Place]) -> str:
-    if len(places) <= _MOST_LISTED:
+    if len(places) <= MOST_LISTED:
         return ", ".join(place.text for place in places)
+    # The extremes stand for all.
     values = [place.row.value for place in places]
     return (
         f"{', '.join(place.name for place in places)}: differences from "
@@ -183,7 +186,7 @@ def _layers_of(pooling: str, rows: Sequence[ContrastRow], best: str) -> Verdict:
         else "The reasoning subspace was not compared with random ones layer by layer."
     )
     text = f"Pooling {pooling}. {sentence}{best}"
-    return Verdict("layers", _answer(places), text, is_primary=False)
+    return Verdict("layers", _answer(places), text, is_primary=False, subject=pooling)
 
 
 def _best_layer(cells: Sequence[CellRow]) -> str:
@@ -230,13 +233,13 @@ def _length(tables: AuditTables, primary: ContrastRow | None) -> list[Verdict]:
     cells = [
         cell
         for cell in tables.cells
-        if (cell.sweep, cell.features, cell.metric)
-        == ("primary", "reasoning", "length_matched_auroc")
+        if (cell.sweep, cell.features) == ("primary", "reasoning") and cell.metric in _MATCHED
     ]
     rules = [
         row
         for name in _RULES
-        for row in _contrasts(tables, "primary", ("reasoning", name), "length_matched_auroc")
+        for metric in _MATCHED
+        for row in _contrasts(tables, "primary", ("reasoning", name), metric)
     ]
     against = _at_setting(rules, primary, *keys)
     return [_length_of(cell, against) for cell in _at_setting(cells, primary, *keys)]
@@ -250,7 +253,7 @@ def _length_of(cell: CellRow, rules: Sequence[ContrastRow]) -> Verdict:
     answer, reason = _length_answer(cell, rules)
     beside = ", ".join(f"minus `{row.second}` {figure_in_words(row)}" for row in rules)
     sentence = (
-        f"Among right x wrong pairs of like length ({cell.n:,} left) the score of the reasoning "
+        f"Among {_MATCHED[cell.metric]} of like length ({cell.n:,} left) the score of the reasoning "
         f"subspace (m = {cell.m}) reaches {figure_in_words(cell)}{'; ' if beside else ''}{beside}: "
         f"{reason}."
     )

@@ -6,36 +6,38 @@ themselves is a second source of chance and is reported by rank.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
-from retrm.audit.directions import FeatureSet
+from retrm.audit.draws import against, averaged
 from retrm.audit.probes import Probe
-from retrm.audit.supervision import Supervision
+from retrm.audit.supervision import Supervision, Task
 from retrm.audit.tables import CellRow, ContrastRow
-from retrm.errors import LabelError
+from retrm.errors import LabelError, RecipeError
 from retrm.metrics import (
-    AverageStatistic,
     Interval,
     PromptStatistic,
     Resamples,
     brier,
-    draw_error,
     expected_calibration_error,
     holm,
     length_matched_auroc_statistic,
+    length_matched_pair_statistic,
     log_loss,
-    rank_p_value,
+    point_estimate,
     residual_scores,
-    welch_p_value,
+    student_quantile,
     within_prompt_auroc_statistic,
 )
 
 WITH_INTERVAL = ("within_auroc", "best_of_n", "pair_accuracy")
-NAN = float("nan")
+MATCHED: Mapping[Task, str] = {
+    "graded": "length_matched_auroc",
+    "preferences": "length_matched_pair_accuracy",
+}
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,17 @@ class Measure:
             self.supervision.statistics(probe.scores, fold)
             for probe, fold in zip(probes, folds, strict=True)
         ]
-        averaged = {
-            name: each[0][name]
-            if len(each) == 1
-            else AverageStatistic(tuple(found[name] for found in each))
-            for name in each[0]
-        }
+        together = {name: averaged([found[name] for found in each]) for name in each[0]}
         repeats = tuple(each) if len(each) > 1 else ()
-        return Measured(_averaged(probes), setting, averaged, repeats)
+        return Measured(_averaged(probes), setting, together, repeats)
+
+    def rules_by_length(self) -> dict[str, np.ndarray]:
+        """Scores of the shortest and the longest answer first, in judged tokens."""
+        return {"shortest": -self.lengths, "longest": self.lengths}
+
+    def cells_of(self, found: Sequence[Measured]) -> list[CellRow]:
+        """`cells` of several."""
+        return [row for one in found for row in self.cells(one)]
 
     def cells(self, measured: Measured, *, every_interval: bool = False) -> list[CellRow]:
         """One row a metric; intervals for the metric of record and best-of-N, or for all."""
@@ -121,44 +126,89 @@ class Measure:
             if every_interval or metric in WITH_INTERVAL:
                 out.append(self._cell(measured, metric, self.resamples.interval(statistic)))
             else:
-                out.append(
-                    self._cell(measured, metric, _point_only(_point(statistic), statistic.n))
-                )
+                value = self._point_only(point_estimate(statistic), statistic.n)
+                out.append(self._cell(measured, metric, value))
+        return out
+
+    def cells_over_repeats(self, measured: Measured) -> list[CellRow]:
+        """Means over the repetitions, with a 95 % interval of Student's t over them, not over prompts.
+
+        For shuffled labels. Each prompt's labels train the heads of the other folds, so that prompts
+        are not independent of one another there, and an interval over them would be a fifth too
+        narrow; shuffles are independent, and each is at chance on average.
+        """
+        out, k = [], len(measured.repeats)
+        for metric, statistic in measured.statistics.items():
+            values = np.array([point_estimate(each[metric]) for each in measured.repeats])
+            value = float(values.mean())
+            half = student_quantile(0.05, k - 1) * float(values.std(ddof=1)) / math.sqrt(k)
+            n_prompts = len(self.resamples.prompts)
+            found = Interval(value, value - half, value + half, statistic.n, n_prompts)
+            out.append(self._cell(measured, metric, found))
         return out
 
     def more_cells(self, measured: Measured) -> list[CellRow]:
-        """Length-matched, residual and finished-only AUROC and calibration of the first repetition."""
-        if self.supervision.task == "preferences":
-            return []
-        s, scores = self.supervision, measured.probe.scores
-        out = []
-        matched = _matched(scores, s, self.lengths)
-        if matched is not None:
-            out.append(self._with_interval(measured, "length_matched_auroc", matched))
-        covariates = np.column_stack([np.log(self.lengths), self.log_probability])
-        rest = residual_scores(scores, covariates, s.prompt_ids)
-        statistic = within_prompt_auroc_statistic(rest, s.labels, s.prompt_ids)
-        out.append(self._with_interval(measured, "residual_auroc", statistic))
-        whole = self.finished == 1
-        if whole.any() and not whole.all():
-            statistic = _on_finished(scores, s, whole)
-            if statistic is not None:
-                found = Resamples(statistic.prompts, seed=self.seed).interval(statistic)
-                out.append(self._cell(measured, "finished_within_auroc", found))
-        if measured.probe.head == "logistic":
-            for name, metric in (
-                *(("log_loss", log_loss), ("brier", brier)),
-                ("ece", expected_calibration_error),
-            ):
-                value = _point_only(metric(scores, s.labels), s.n)
-                out.append(self._cell(measured, name, value))
+        """What else may explain the scores, and calibration; of the first repetition.
+
+        Pairs of like length for both tasks; labels allow for the AUROC beyond length and
+        log-probability, for that of finished answers, and for calibration.
+        """
+        scores = measured.probe.scores
+        matched = self._matched(scores)
+        more = {} if matched is None else {MATCHED[self.supervision.task]: matched}
+        if self.supervision.task == "graded":
+            more["residual_auroc"] = self._residual(scores)
+        out = [self._cell(measured, name, self.resamples.interval(s)) for name, s in more.items()]
+        if self.supervision.task == "graded":
+            out += self._finished_cells(measured) + self._calibration_cells(measured)
         return out
 
-    def _with_interval(
-        self, measured: Measured, metric: str, statistic: PromptStatistic
-    ) -> CellRow:
+    def _residual(self, scores: np.ndarray) -> PromptStatistic:
+        s = self.supervision
+        covariates = np.column_stack([np.log(self.lengths), self.log_probability])
+        rest = residual_scores(scores, covariates, s.prompt_ids)
+        return within_prompt_auroc_statistic(rest, s.labels, s.prompt_ids)
+
+    def _finished_cells(self, measured: Measured) -> list[CellRow]:
+        whole = self.finished == 1
+        if not whole.any() or whole.all():
+            return []
+        statistic = _on_finished(measured.probe.scores, self.supervision, whole)
+        if statistic is None:
+            return []
+        # Prompts of which every answer was cut are not there: resamples of their own.
         found = Resamples(statistic.prompts, seed=self.seed).interval(statistic)
-        return self._cell(measured, metric, found)
+        return [self._cell(measured, "finished_within_auroc", found)]
+
+    def _calibration_cells(self, measured: Measured) -> list[CellRow]:
+        if measured.probe.head != "logistic":
+            return []
+        scores, s = measured.probe.scores, self.supervision
+        figures = {"log_loss": log_loss, "brier": brier, "ece": expected_calibration_error}
+        return [
+            self._cell(measured, name, self._point_only(figure(scores, s.labels), s.n))
+            for name, figure in figures.items()
+        ]
+
+    def _point_only(self, value: float, n: int) -> Interval:
+        return Interval(value, math.nan, math.nan, n, len(self.resamples.prompts))
+
+    def _matched(self, scores: np.ndarray) -> PromptStatistic | None:
+        """Over pairs of like length; None where there are none."""
+        s, lengths = self.supervision, self.lengths
+        try:
+            if s.task == "graded":
+                return length_matched_auroc_statistic(scores, s.labels, s.prompt_ids, lengths)
+            chosen, rejected = s.pairs.T
+            return length_matched_pair_statistic(
+                scores[chosen],
+                scores[rejected],
+                s.prompt_ids[chosen],
+                lengths[chosen],
+                lengths[rejected],
+            )
+        except LabelError:
+            return None
 
     def _cell(self, measured: Measured, metric: str, found: Interval) -> CellRow:
         probe, setting = measured.probe, measured.setting
@@ -180,7 +230,7 @@ class Measure:
             low=found.low,
             high=found.high,
             n=found.n,
-            n_prompts=len(self.resamples.prompts),
+            n_prompts=found.n_clusters,
             n_undefined=found.n_undefined,
             at_end=probe.at_end,
         )
@@ -207,23 +257,24 @@ class Measure:
         """Scores minus `shortest` and `longest` on the same pairs of like length.
 
         Like is not equal: within ten per cent length can still tell right from wrong, and a score that
-        only reads length is found out by doing no better than length itself.
+        only reads length is found out by doing no better than length itself. Preferences, which are
+        known to favour long answers, are compared on all pairs too.
         """
-        s, metric = self.supervision, "length_matched_auroc"
-        if s.task == "preferences":
-            return []
-        scores = {"shortest": -self.lengths, "longest": self.lengths}
-        own = _matched(measured.probe.scores, s, self.lengths)
-        if own is None:
-            return []
-        ours = Measured(measured.probe, measured.setting, {metric: own})
+        s, matched = self.supervision, self._matched(measured.probe.scores)
         rows = []
-        for name, values in scores.items():
-            rule = Probe(FeatureSet(name, 0, scaling="-"), "-", values, NAN, 0)
-            statistic = _matched(values, s, self.lengths)
-            assert statistic is not None
-            theirs = Measured(rule, measured.setting, {metric: statistic})
-            rows.append(self._contrast("exploratory", metric, ours, [theirs], False))
+        for name, scores in self.rules_by_length().items():
+            rule = Probe.rule(name, scores)
+            if s.task == "preferences":
+                figures = s.statistics(scores, None)
+                fixed = (figures,) * len(measured.repeats)  # a rule is the same in every split
+                theirs = Measured(rule, measured.setting, figures, fixed)
+                rows.append(self._contrast("exploratory", s.record, measured, [theirs], False))
+            statistic = self._matched(scores)
+            if matched is not None and statistic is not None:
+                metric = MATCHED[s.task]
+                ours = Measured(measured.probe, measured.setting, {metric: matched})
+                theirs = Measured(rule, measured.setting, {metric: statistic})
+                rows.append(self._contrast("exploratory", metric, ours, [theirs], False))
         return rows
 
     def _contrast(
@@ -234,18 +285,21 @@ class Measure:
         second: Sequence[Measured],
         is_random: bool,
     ) -> ContrastRow:
-        ours = first.statistics[metric]
-        theirs = [found.statistics[metric] for found in second]
-        mean = _mean(theirs)
-        found = self.resamples.difference(ours, mean)
-        points = [_point(statistic) for statistic in theirs]
-        errors = [(self.resamples.standard_error(ours, mean), math.inf)]
-        if is_random:
-            errors.append(draw_error(points))
-        if first.repeats:
-            errors.append(_repetition(metric, first, second))
-        p, df = welch_p_value(found.value, errors)
         f, setting = first.probe.features, first.setting
+        widths = {found.probe.features.m for found in second}
+        if is_random and widths != {f.m}:
+            raise RecipeError(
+                f"got {f.kind} of m = {f.m} against random subspaces of m = "
+                f"{', '.join(map(str, sorted(widths)))}; expected the same width, or a wider one wins "
+                "by its width. Draw them with the same m"
+            )
+        gap = against(
+            self.resamples,
+            first.statistics[metric],
+            [found.statistics[metric] for found in second],
+            is_random=is_random,
+            more_errors=[_repetition(metric, first, second)] if first.repeats else [],
+        )
         return ContrastRow(
             role=role,
             sweep=setting.sweep,
@@ -258,15 +312,15 @@ class Measure:
             metric=metric,
             first=f.kind,
             second=second[0].probe.features.kind,
-            value=found.value,
-            low=found.low,
-            high=found.high,
-            n_prompts=found.n_clusters,
+            value=gap.interval.value,
+            low=gap.interval.low,
+            high=gap.interval.high,
+            n_prompts=gap.interval.n_clusters,
             n_draws=len(second) if is_random else 0,
-            rank_p=rank_p_value(_point(ours), points) if is_random else NAN,
-            p=p,
-            df=df,
-            holm_p=NAN,
+            rank_p=gap.rank_p,
+            p=gap.p,
+            df=gap.df,
+            holm_p=math.nan,
         )
 
 
@@ -283,18 +337,11 @@ def corrected(contrasts: Sequence[ContrastRow]) -> list[ContrastRow]:
     return out
 
 
-def _mean(statistics: Sequence[PromptStatistic]) -> PromptStatistic:
-    return statistics[0] if len(statistics) == 1 else AverageStatistic(tuple(statistics))
-
-
-def _point_only(value: float, n: int) -> Interval:
-    return Interval(value, NAN, NAN, n, 0)
-
-
 def _repetition(metric: str, first: Measured, second: Sequence[Measured]) -> tuple[float, float]:
     """Error of the mean difference over repetitions, with its degrees of freedom."""
     gaps = [
-        _point(ours[metric]) - _point(_mean([found.repeats[i][metric] for found in second]))
+        point_estimate(ours[metric])
+        - point_estimate(averaged([found.repeats[i][metric] for found in second]))
         for i, ours in enumerate(first.repeats)
     ]
     return float(np.std(gaps, ddof=1)) / math.sqrt(len(gaps)), len(gaps) - 1
@@ -303,21 +350,6 @@ def _repetition(metric: str, first: Measured, second: Sequence[Measured]) -> tup
 def _averaged(probes: Sequence[Probe]) -> Probe:
     """The first repetition, with the mean share of grid ends."""
     return replace(probes[0], at_end=float(np.mean([probe.at_end for probe in probes])))
-
-
-def _point(statistic: PromptStatistic) -> float:
-    return float(statistic(np.ones((1, len(statistic.prompts))))[0])
-
-
-def _matched(
-    scores: np.ndarray, supervision: Supervision, lengths: np.ndarray
-) -> PromptStatistic | None:
-    try:
-        return length_matched_auroc_statistic(
-            scores, supervision.labels, supervision.prompt_ids, lengths
-        )
-    except LabelError:  # no right and wrong answer of like length: nothing to report
-        return None
 
 
 def _on_finished(

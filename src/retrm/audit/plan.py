@@ -7,9 +7,10 @@ looks: a grid of a thousand cells always has a best one.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
+from retrm.audit.settings import DRAWS_PER_SEED, Settings, draw_seed
 from retrm.errors import RecipeError, did_you_mean
 from retrm.features.recipe import Recipe
 from retrm.features.subspace import SubspaceSpec
@@ -17,7 +18,6 @@ from retrm.features.subspace import SubspaceSpec
 AuditPooling = Literal["last", "mean", "max", "gate"]
 Matrix = Literal["raw", "folded", "centred", "centred_folded"]
 MATRICES: tuple[Matrix, ...] = get_args(Matrix)
-DRAWS_PER_SEED = 10_000  # more than anyone draws: seeds of two plans never meet
 QUICK: Mapping[str, Any] = {
     "widths": ("5%", "25%"),
     "poolings": ("last", "mean"),
@@ -29,7 +29,7 @@ QUICK: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True)
-class AuditPlan:
+class AuditPlan(Settings):
     """The grid of an audit.
 
     Attributes:
@@ -69,12 +69,8 @@ class AuditPlan:
             **{"n_draws": 2, "n_primary_draws": 2, "n_layer_draws": 1, "n_folds": 2},
             **{"n_inner_folds": 2, "n_split_seeds": 1, "n_learning_repeats": 1, "n_band_steps": 2},
         }
-        for name, lowest in {**least, "seed": 0}.items():
-            got = getattr(self, name)
-            if type(got) is not int:
-                raise RecipeError(f"got {name}={got!r}; expected a whole number")
-            if got < lowest:
-                raise RecipeError(f"got {name}={got}; expected {lowest} or more")
+        drawn = ("n_draws", "n_primary_draws", "n_layer_draws")
+        self.check_counts({**least, "seed": 0}, most=dict.fromkeys(drawn, DRAWS_PER_SEED))
         for name in ("widths", "poolings"):
             got = getattr(self, name)
             if not isinstance(got, tuple) or not all(isinstance(text, str) for text in got):
@@ -105,22 +101,9 @@ class AuditPlan:
         """A smaller grid for a first look: two widths, two poolings, 20 draws, one split."""
         return cls(**QUICK)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """A plan from JSON or TOML; lists become tuples, unknown keys are errors.
-
-        Raises:
-            RecipeError: an unknown key, or a value that is impossible.
-        """
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise RecipeError(f"unknown plan key {key!r}. {did_you_mean(key, known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
     def draw_seed(self, draw: int) -> int:
         """Seed of a random subspace: another seed of the plan gives other subspaces."""
-        return self.seed * DRAWS_PER_SEED + draw
+        return draw_seed(self.seed, draw)
 
     @property
     def smallest_part(self) -> int:
@@ -152,7 +135,3 @@ class AuditPlan:
                 continue
             counts.add(spec.n_dims(width))
         return tuple(sorted(counts))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON, as it is read again from a file."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

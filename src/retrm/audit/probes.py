@@ -6,8 +6,10 @@ least squares from Gram matrices that are accumulated once per layer and pooling
 the cost of one pass. Folds go by prompt; means, deviations, PCA and penalties come from training parts.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ class Probe:
 
     Attributes:
         features: what it reads.
-        head: `logistic`, `ridge` or `gated`.
+        head: `logistic`, `ridge` or `gated`; `-` for a rule without one.
         scores: (n,) each by a head that never saw the prompt.
         at_end: share of folds in which an end of the penalty grid was chosen.
         n_train_prompts: prompts in a training part, mean over folds.
@@ -46,6 +48,11 @@ class Probe:
     scores: np.ndarray
     at_end: float
     n_train_prompts: int
+
+    @classmethod
+    def rule(cls, name: str, scores: np.ndarray) -> Self:
+        """A baseline that was not fitted."""
+        return cls(FeatureSet(name, 0, scaling="-"), "-", np.asarray(scores), math.nan, 0)
 
 
 def ridge_probes(

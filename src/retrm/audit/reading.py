@@ -16,15 +16,15 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from retrm.audit.energy import AnswerEnergy, EnergyRecipe, EnergyReducer, answer_energy
+from retrm.audit.energy import AnswerEnergy, EnergyReducer, answer_energy
 from retrm.audit.plan import AuditPlan
-from retrm.backbone.base import Backbone
-from retrm.backbone.batching import TOKENS_PER_BATCH, plan_batches
+from retrm.backbone.base import Backbone, StatePoint
+from retrm.backbone.batching import TOKENS_PER_BATCH
 from retrm.errors import RecipeError
-from retrm.features.read import Overlong, Progress, read, render_all
+from retrm.features.read import Overlong, Progress, RenderedAnswers, count_tokens, read
 from retrm.features.recipe import Recipe
-from retrm.features.reduce import SCALARS, TORCH_DTYPES, Features, Reducer, StateReducer
-from retrm.features.subspace import SubspaceSpec, fit_spectrum
+from retrm.features.reduce import SCALARS, Features, Layout, Reducer, StateReducer
+from retrm.features.subspace import Subspace, SubspaceSpec, fit_spectrum
 from retrm.records import AnswerTable
 from retrm.store.shards import ShardSink, StoredFeatures
 
@@ -53,18 +53,18 @@ def recipes_of(plan: AuditPlan, width: int, *, counts_end: bool = True) -> dict[
     return out
 
 
-def reducers_of(
-    plan: AuditPlan, backbone: Backbone, recipes: Mapping[str, Recipe]
-) -> dict[str, StateReducer]:
-    """Reducers with their bases from one decomposition of the LM head, and the energy sums."""
+def reducers_of(plan: AuditPlan, backbone: Backbone) -> dict[str, Reducer | EnergyReducer]:
+    """Of all recipes, with their bases from one decomposition of the LM head, and the energy sums."""
     fitter = fit_spectrum(backbone.unembedding, "post_norm")
-    out: dict[str, StateReducer] = {"energy": EnergyReducer(backbone, m=plan.m(backbone.width))}
+    m = plan.m(backbone.width)
+    out: dict[str, Reducer | EnergyReducer] = {"energy": EnergyReducer(backbone, m=m)}
+    recipes = recipes_of(plan, backbone.width, counts_end=backbone.renderer.counts_end)
     for name, recipe in recipes.items():
-        if not name.startswith("max.") or recipe.subspace == "full":
-            continue
         spec = SubspaceSpec.parse(recipe.subspace)
-        basis = fitter.subspace(spec.part, plan.m(backbone.width), seed=spec.seed)
-        out[name] = Reducer(recipe, backbone, bases={"post_norm": basis})
+        bases: dict[StatePoint, Subspace] = {}
+        if spec.part != "full":
+            bases["post_norm"] = fitter.subspace(spec.part, m, seed=spec.seed)
+        out[name] = Reducer(recipe, backbone, bases=bases)
     return out
 
 
@@ -132,14 +132,13 @@ def read_answers(
         StoreError: `folder` holds another reading.
     """
     layers = checked_layers(plan, backbone)
-    recipes = recipes_of(plan, backbone.width, counts_end=backbone.renderer.counts_end)
-    reducers = reducers_of(plan, backbone, recipes)
-    header = {**recipes, "energy": EnergyRecipe(plan.m(backbone.width))}
+    reducers = reducers_of(plan, backbone)
+    header = {name: reducer.recipe for name, reducer in reducers.items()}
     sink = ShardSink(folder, header, backbone.fingerprint, dtype=backbone.dtype)
     reading = read(
         backbone,
         table.answers,
-        recipes,
+        {},
         reducers=reducers,
         sink=sink,
         overlong=overlong,
@@ -183,7 +182,7 @@ class ReadingEstimate:
         n_skipped: that do not and are left out.
         n_tokens: that pass through the model, shared prompts counted once.
         n_response_tokens: judged ones among them.
-        disk_bytes: of the store.
+        disk_bytes: of the stored states; what says in each shard where they lie is not counted.
     """
 
     n_answers: int
@@ -195,41 +194,30 @@ class ReadingEstimate:
 
 def estimate_reading(
     backbone: Backbone,
-    table: AnswerTable,
-    plan: AuditPlan,
+    fitting: RenderedAnswers,
+    reducers: Mapping[str, StateReducer],
     *,
-    overlong: Overlong = "error",
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> ReadingEstimate:
-    """Tokens and bytes of `read_answers`, by rendering only; the model does not run."""
-    todo = render_all(backbone, table.answers, overlong=overlong)
-    plans = plan_batches(
-        todo.rendered, tokens_per_batch=tokens_per_batch, share_prompts=backbone.shares_prompts
-    )
-    n_response = sum(item.n_response for item in todo.rendered)
-    recipes = recipes_of(plan, backbone.width, counts_end=backbone.renderer.counts_end)
+    """Tokens and bytes of `read_answers`, counted; the model does not run.
+
+    Args:
+        backbone: that will read.
+        fitting: rendered answers of the table.
+        reducers: of the plan, see `reducers_of`.
+        tokens_per_batch: budget of a forward pass.
+    """
+    n_answers, n_response = len(fitting.rendered), sum(r.n_response for r in fitting.rendered)
+    layouts = [reducer.layout for reducer in reducers.values()]
     return ReadingEstimate(
-        n_answers=len(todo.rendered),
-        n_skipped=todo.n_skipped,
-        n_tokens=sum(row.n_tokens for batch in plans for row in batch.rows),
+        n_answers=n_answers,
+        n_skipped=fitting.n_skipped,
+        n_tokens=count_tokens(backbone, fitting.rendered, tokens_per_batch=tokens_per_batch),
         n_response_tokens=n_response,
-        disk_bytes=_bytes(recipes, backbone, len(todo.rendered), n_response),
+        disk_bytes=sum(_bytes(layout, n_answers, n_response) for layout in layouts),
     )
 
 
-def _bytes(
-    recipes: Mapping[str, Recipe], backbone: Backbone, n_answers: int, n_response: int
-) -> int:
-    total = n_answers * (backbone.n_layers + 2) * 3 * 7 * 4  # energy sums
-    for recipe in recipes.values():
-        per_row = TORCH_DTYPES[recipe.dtype].itemsize * (
-            len(SCALARS)
-            if recipe.source == "log_probability"
-            else _n_dims(recipe, backbone.width) * len(recipe.wanted(backbone.n_layers))
-        )
-        total += per_row * (n_answers if recipe.is_pooled else n_response)
-    return total
-
-
-def _n_dims(recipe: Recipe, width: int) -> int:
-    return SubspaceSpec.parse(recipe.subspace).n_dims(width)
+def _bytes(layout: Layout, n_answers: int, n_response: int) -> int:
+    n_rows = n_answers if layout.is_pooled else n_response
+    return n_rows * layout.n_features * layout.dtype.itemsize + 8 * (n_answers + 1)  # and offsets

@@ -2,10 +2,10 @@ r"""A subspace is taken out of the hidden states while the model works.
 
     x  <-  x - Bᵀ (B x - c)        B (m, D) orthonormal rows;  c = 0, or the mean of B x over tokens
 
-`removed` does it for everything that runs inside a context, `mean_states` gives the means to put back.
+`removed` does it for everything that runs inside a context, `MeanReducer` gives the means to put back.
 
-* A state without a component may lie where the model has never been. `fill="mean"` puts the mean
-  coefficient back, so that loss of information can be told from being off the distribution.
+* A state without a component may lie where the model has never been. With means in `Change` the mean
+  coefficient is put back, so that loss of information can be told from being off the distribution.
 * The first token of a row is an attention sink in most models: its state is far longer than others
   and serves as a constant (arXiv 2309.17453, 2402.17762). Removing its component harms every later
   token, whatever the subspace says of them; `spare_first` leaves that state alone.
@@ -16,25 +16,22 @@ Source: directional ablation, arXiv 2406.11717, section 2.4; putting the mean ba
 """
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from retrm.audit.intervention_plan import Fill
 from retrm.backbone.base import Backbone, StatePoint, TokenBatch
-from retrm.backbone.batching import TOKENS_PER_BATCH
 from retrm.backbone.states import TransformersBackbone
-from retrm.errors import BackboneError, DataError, RecipeError, ShapeError, did_you_mean
-from retrm.features.read import Overlong, read
+from retrm.errors import BackboneError, DataError, RecipeError, ShapeError
 from retrm.features.reduce import BatchIndex, Features, Layout
 from retrm.features.subspace import Subspace
-from retrm.records import Answer
 
-Fill = Literal["zero", "mean"]
 Removed = Literal["reasoning", "semantic", "random", "random_energy"]
 State = tuple[int, StatePoint]
 Means = Mapping[int, Float[Tensor, " subspace"]]
@@ -44,13 +41,11 @@ Means = Mapping[int, Float[Tensor, " subspace"]]
 def removed(
     backbone: Backbone,
     layers: Collection[int],
-    basis: Subspace,
+    change: "Change",
     *,
-    fill: Fill = "zero",
-    means: Means | None = None,
     spare_first: bool = False,
 ) -> Iterator[None]:
-    """Inside the context the states of `layers` have no component in `basis`.
+    """Inside the context the states of `layers` are changed.
 
     Everything that this thread runs on the backbone's model sees it: `read`, and `sample` with or
     without a cache. `sample` gives its answers lazily, so use them up inside the context. A reading
@@ -60,21 +55,18 @@ def removed(
         backbone: a transformers model.
         layers: 0 = embedding output, i = output of block i. A post_norm basis goes with the last
             layer only, where it changes what the final norm returns.
-        basis: of residual states (W diag(gain)) or of post_norm states (W); `basis.point` says which.
-        fill: `zero`, or `mean` = put `means` back.
-        means: mean coefficients (m,) for each layer, of raw states; see `mean_states`.
+        change: what is taken out of them, and put back.
         spare_first: leave the state at position 0 of every row alone.
 
     Raises:
         RecipeError: no layer, an unknown one, a post_norm basis for another layer than the last,
-            `means` that do not fit `fill`, or `spare_first` without position ids.
+            means that lack a layer, or `spare_first` without position ids.
         ShapeError: a basis or means of another width.
         BackboneError: the backbone is no transformers model.
     """
     model = expect_transformers(backbone)
-    _check_removal(model, layers, basis)
-    _check_fill(basis, layers, fill, means)
-    change = Change(basis, means or {})
+    _check_removal(model, layers, change.basis)
+    _check_means(layers, change)
     with ExitStack() as hooks:
         positions = _positions(model, hooks) if spare_first else None
         for layer in sorted(set(layers)):
@@ -84,10 +76,16 @@ def removed(
 
 @dataclass(frozen=True)
 class Change:
-    """x -> x - Bᵀ(B x - c) at a layer; c = 0 where `means` has no entry."""
+    """x -> x - Bᵀ(B x - c) at a layer.
+
+    Attributes:
+        basis: B, of residual states (W diag(gain)) or of post_norm states (W); `basis.point` says
+            which.
+        means: c (m,) by layer: coefficients of a mean state, see `MeanReducer`; none at all = zero.
+    """
 
     basis: Subspace
-    means: Means
+    means: Means = field(default_factory=dict)
 
     @property
     def fill(self) -> Fill:
@@ -225,24 +223,18 @@ def _check_removal(model: TransformersBackbone, layers: Collection[int], basis: 
         )
 
 
-def _check_fill(basis: Subspace, layers: Collection[int], fill: Fill, means: Means | None) -> None:
-    if fill not in get_args(Fill):
-        raise RecipeError(f"got fill={fill!r}. {did_you_mean(str(fill), get_args(Fill))}")
-    if fill == "zero":
-        if means is not None:
-            raise RecipeError("got means with fill='zero'; use fill='mean', or leave means out")
-        return
-    missing = sorted(set(layers) - set(means or {}))
-    if missing:
+def _check_means(layers: Collection[int], change: Change) -> None:
+    missing = sorted(set(layers) - set(change.means))
+    if change.means and missing:
         raise RecipeError(
-            f"got fill='mean' without means for layers {missing}; expected (m,) coefficients for "
-            "each layer, such as basis.project(mean_states(...)[layer, basis.point])"
+            f"got means without those of layers {missing}; expected (m,) coefficients for each layer, "
+            "such as basis.project(MeanReducer.means()[layer, basis.point]), or none at all"
         )
-    for layer, mean in (means or {}).items():
-        if mean.shape != (basis.n_dims,):
+    for layer, mean in change.means.items():
+        if mean.shape != (change.basis.n_dims,):
             raise ShapeError(
                 f"got means of shape {tuple(mean.shape)} for layer {layer}; expected "
-                f"({basis.n_dims},), one a direction of the basis"
+                f"({change.basis.n_dims},), one a direction of the basis"
             )
 
 
@@ -278,50 +270,17 @@ class Intervention:
 # ----------------------------------------------------------------------------------- the means
 
 
-def mean_states(
-    backbone: Backbone,
-    answers: Sequence[Answer],
-    wanted: Collection[State],
-    *,
-    overlong: Overlong = "error",
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-    on_progress: Callable[[int], None] | None = None,
-) -> dict[State, Float[Tensor, " width"]]:
-    """Mean state over the real tokens of prompts and answers, the first token of a row left out.
+class MeanReducer:
+    """Mean states over the real tokens of prompts and answers, the first token of a row left out.
 
     That token is an attention sink, long enough to move the mean away from all others. The mean
     coefficients of any basis are its projection of the mean state.
 
-    Args:
-        backbone: what to read.
-        answers: the reference.
-        wanted: (layer, state point) pairs.
-        overlong: as in `read`.
-        tokens_per_batch: as in `read`.
-        on_progress: told how many tokens are read.
-
-    Raises:
-        OverlongError, RenderError, RecipeError: as `read`.
-        DataError: the reference holds no token behind a first one.
-    """
-    totals = MeanReducer(wanted)
-    read(
-        backbone,
-        answers,
-        {},
-        reducers={"totals": totals},
-        overlong=overlong,
-        tokens_per_batch=tokens_per_batch,
-        on_progress=on_progress and (lambda progress: on_progress(progress.tokens_done)),
-    )
-    return totals.means()
-
-
-class MeanReducer:
-    """Sums of whole states over real tokens, see `mean_states`.
-
     The tokens of a prompt belong to no single answer, so the sums stay here and the features of the
     answers are empty.
+
+    Args:
+        wanted: (layer, state point) pairs.
     """
 
     layout = Layout(0, True, torch.float32)
@@ -335,8 +294,6 @@ class MeanReducer:
         self, layer: int, point: StatePoint, states: Tensor, index: BatchIndex, batch: TokenBatch
     ) -> None:
         """Add up the real tokens of a batch."""
-        if (layer, point) not in self.wanted:
-            return
         is_real = _real_tokens(batch)
         total = states[is_real.to(states.device)].double().sum(0).cpu()
         self.sums[layer, point] = self.sums.get((layer, point), 0) + total
@@ -356,7 +313,7 @@ class MeanReducer:
     def finish(self, index: BatchIndex) -> Features:
         """No features: see `means`."""
         n_answers = index.offsets.shape[0] - 1
-        return Features(torch.empty(n_answers, 0), torch.arange(n_answers + 1), True)
+        return Features.none(n_answers)
 
 
 def _real_tokens(batch: TokenBatch) -> Tensor:

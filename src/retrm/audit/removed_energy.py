@@ -40,8 +40,6 @@ class RemovedEnergy:
         self, layer: int, point: StatePoint, states: Tensor, index: BatchIndex, batch: TokenBatch
     ) -> None:
         """Add the shares at one layer."""
-        if (layer, point) not in self.wanted:
-            return
         tokens = states[index.rows, index.columns].float()
         whole = _squared_norms(self._head, point, tokens)
         if self._shares is None:
@@ -90,8 +88,6 @@ class EnergyProfile:
         self, layer: int, point: StatePoint, states: Tensor, index: BatchIndex, batch: TokenBatch
     ) -> None:
         """Add the sums at one layer."""
-        if (layer, point) not in self.wanted:
-            return
         tokens = states[index.rows, index.columns].float()
         weights = 1 / _squared_norms(self._head, point, tokens)[:, None]
         scaled = pool(torch.cat([tokens * weights, weights], dim=1), index, "mean")
@@ -109,7 +105,7 @@ class EnergyProfile:
         """No features: see `shares`."""
         n_answers = index.offsets.shape[0] - 1
         self._n_answers += n_answers
-        return Features(torch.empty(n_answers, 0), torch.arange(n_answers + 1), True)
+        return Features.none(n_answers)
 
     def shares(
         self,

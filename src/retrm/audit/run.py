@@ -8,25 +8,22 @@ be refused is refused before the model reads, and a refused run leaves nothing b
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from retrm import __version__
-from retrm.audit.energy import energy_rows
+from retrm.audit.descriptions import summary_figures
+from retrm.audit.energy import energy_rows, n_tokens
+from retrm.audit.folder import SECONDS, Account, alone_in, begin, check_folder, kept_stage
 from retrm.audit.grid import Grid
-from retrm.audit.intervene import (
-    InterventionEstimate,
-    InterventionPlan,
-    TrainedScore,
-    estimate_interventions,
-    measure_interventions,
-)
+from retrm.audit.intervene import TrainedScore, measure_interventions
+from retrm.audit.intervention_plan import InterventionPlan
+from retrm.audit.intervention_work import InterventionEstimate, estimate_interventions
 from retrm.audit.measure import corrected
 from retrm.audit.plan import AuditPlan
 from retrm.audit.reading import AuditReading, checked_layers, read_answers
@@ -36,22 +33,37 @@ from retrm.audit.verdict import verdicts
 from retrm.backbone.base import Backbone
 from retrm.backbone.batching import TOKENS_PER_BATCH
 from retrm.data.grade import GRADERS
-from retrm.errors import DataError, OutputError, StoreError, did_you_mean
-from retrm.features.read import Overlong, Progress, render_all
+from retrm.errors import DataError, did_you_mean
+from retrm.features.read import Overlong, Progress, RenderedAnswers, render_all
 from retrm.features.recipe import Recipe
 from retrm.features.reduce import Features
-from retrm.files import write_json
 from retrm.fitting.fit import fit_head
 from retrm.methods import method
 from retrm.records import AnswerTable
 
-OnStage = Callable[[str, int, int], None]
-ACCOUNT_INTERVAL_S = 30.0
-STAGE_VERSION = 2
-"""Raised by hand whenever a stage of the same plan would give other figures than before."""
-_SECONDS = "stage_s"
 UNFIT_GRADERS = ("choice",)  # a table of answers does not keep the options that it needs
 AUDIT_GRADERS = tuple(name for name in GRADERS if name not in UNFIT_GRADERS)
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far the stages are.
+
+    Attributes:
+        name: of the stage under way.
+        number: its place among them, from 1.
+        n_stages: all that are run.
+        done, total: steps inside it.
+    """
+
+    name: str
+    number: int
+    n_stages: int
+    done: int
+    total: int
+
+
+OnStage = Callable[[StageProgress], None]
 
 
 def audit(
@@ -83,28 +95,66 @@ def audit(
         grader: rule for new answers, where `interventions` asks for some.
         tokens_per_batch: budget of a forward pass.
         on_reading: called after each batch of the reading.
-        on_stage: called with (name of the stage, steps done, steps in all).
+        on_stage: called at the start of each stage and after each of its steps.
 
     Raises:
         LabelError, DataError: the data cannot be audited, or an intervention not made on them.
         BackboneError: an intervention on what is no transformers model.
-        StoreError: the folder holds another audit, or figures of another version.
+        StoreError: the folder holds another audit, or figures of another version, or another process
+            works there.
         OutputError: the folder cannot be written.
         RecipeError, RenderError, OverlongError: as they say. All of these before the model works.
     """
-    ready = check_audit(
+    supervision = check_audit(
         *(table, backbone, plan),
         overlong=overlong,
         label_threshold=label_threshold,
         interventions=interventions,
         grader=grader,
         tokens_per_batch=tokens_per_batch,
-    )
+    ).supervision
     judged = table.judged(label_threshold=label_threshold)
-    header = check_folder(folder, judged, backbone, plan, overlong=overlong)
-    if not _is_begun(folder) or not (folder / "plan.json").is_file():
-        write_json(folder / "plan.json", header)
-    account = _Account(folder)
+    with alone_in(folder):
+        begin(folder, check_folder(folder, judged, backbone, plan, overlong=overlong))
+        reading, reading_s = _read_on_account(
+            *(table, backbone, plan, folder), overlong, tokens_per_batch, on_reading
+        )
+        grid = Grid(reading, supervision, backbone.unembedding, plan)
+        facts = _facts(reading, backbone, table) | {"data": data, "reading_s": reading_s}
+        more: dict[str, Callable[[], AuditTables]] = {}
+        if interventions is not None:
+            name = intervention_stage(interventions, grader, table)
+            used = grader if interventions.n_samples else None
+            facts["interventions"] = {**interventions.as_dict(), "grader": used}
+            more[name] = partial(
+                *(intervene_on, grid, backbone, interventions),
+                grader=grader,
+                overlong=overlong,
+                tokens_per_batch=tokens_per_batch,
+            )
+        tables = audit_states(
+            grid,
+            folder,
+            facts=facts,
+            energy=reading.features["energy"],
+            more_stages=more,
+            on_stage=on_stage,
+        )
+        tables.save(folder)
+    return tables
+
+
+def _read_on_account(
+    table: AnswerTable,
+    backbone: Backbone,
+    plan: AuditPlan,
+    folder: Path,
+    overlong: Overlong,
+    tokens_per_batch: int,
+    on_reading: Callable[[Progress], None] | None,
+) -> tuple[AuditReading, float | None]:
+    """The reading, and the seconds that it took over all runs; None = not known."""
+    account = Account(folder)
 
     def on_progress(progress: Progress) -> None:
         account.note(progress)
@@ -120,45 +170,7 @@ def audit(
         tokens_per_batch=tokens_per_batch,
         on_progress=on_progress,
     )
-    grid = Grid(reading, ready.supervision, backbone.unembedding, plan)
-    facts = {
-        "n_tokens": _tokens_read(reading, table, grid.m),
-        "reading_s": account.close(reading),
-        "n_truncated": reading.n_truncated,
-        "n_skipped": reading.n_skipped,
-        "model": Path(backbone.name).name,  # a file's folder is nobody's business
-        "data": data,
-        "fingerprint": asdict(backbone.fingerprint),
-        "precision": str(backbone.dtype).removeprefix("torch."),
-        "counts_end": backbone.renderer.counts_end,
-        "n_layers": backbone.n_layers,
-        "data_counts": dict(table.counts),
-    }
-    extra = {}
-    if interventions is not None:
-        name = intervention_stage(interventions, grader, table)
-        is_graded = interventions.n_samples > 0
-        facts["interventions"] = {
-            **interventions.as_dict(),
-            "grader": grader if is_graded else None,
-        }
-        extra[name] = lambda: intervene_on(
-            *(grid, backbone, interventions),
-            grader=grader,
-            overlong=overlong,
-            tokens_per_batch=tokens_per_batch,
-            on_progress=on_stage and (lambda done, total: on_stage(name, done, total)),
-        )
-    tables = audit_states(
-        grid,
-        folder,
-        facts=facts,
-        energy=reading.features["energy"],
-        more_stages=extra,
-        on_stage=on_stage,
-    )
-    tables.save(folder)
-    return tables
+    return reading, account.close(reading)
 
 
 @dataclass(frozen=True)
@@ -168,10 +180,12 @@ class ReadyAudit:
     Attributes:
         supervision: of the answers that fit the context.
         interventions: their work; None = none are asked for.
+        fitting: the rendered answers that fit.
     """
 
     supervision: Supervision
     interventions: InterventionEstimate | None
+    fitting: RenderedAnswers
 
 
 def check_audit(
@@ -200,7 +214,6 @@ def check_audit(
     Raises:
         RetrmError: as `audit`, but for those of the folder.
     """
-    check_supervision(table, plan, label_threshold=label_threshold)
     checked_layers(plan, backbone)
     fitting = render_all(backbone, table.answers, overlong=overlong)
     if not fitting.rows:
@@ -211,7 +224,7 @@ def check_audit(
     supervision = Supervision.of(table, fitting.rows, label_threshold=label_threshold)
     supervision.check_folds(plan)
     if interventions is None:
-        return ReadyAudit(supervision, None)
+        return ReadyAudit(supervision, None, fitting)
     if interventions.n_samples:
         check_grader(grader)
     estimate = estimate_interventions(
@@ -224,7 +237,7 @@ def check_audit(
         overlong=overlong,
         tokens_per_batch=tokens_per_batch,
     )
-    return ReadyAudit(supervision, estimate)
+    return ReadyAudit(supervision, estimate, fitting)
 
 
 def check_supervision(
@@ -278,7 +291,6 @@ def intervene_on(
     grader: str | None = None,
     overlong: Overlong = "error",
     tokens_per_batch: int = TOKENS_PER_BATCH,
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> AuditTables:
     """Remove components while the model works, and watch the head on the full state.
 
@@ -286,13 +298,12 @@ def intervene_on(
     the first; everything is measured on prompts of the first one only.
 
     Args:
-        grid: reading, supervision and plan.
+        grid: reading, supervision and plan; its `on_step` is told tokens done and tokens in all.
         backbone: that was read.
         plan: what is removed.
         grader: rule for new answers.
         overlong: as the answers were read.
         tokens_per_batch: budget of a forward pass.
-        on_progress: told tokens done and tokens in all.
 
     Raises:
         RetrmError: as `measure_interventions`.
@@ -320,7 +331,7 @@ def intervene_on(
         seed=grid.plan.seed,
         overlong=overlong,
         tokens_per_batch=tokens_per_batch,
-        on_progress=on_progress,
+        on_progress=grid.on_step,
     )
     return AuditTables(facts={}, interventions=rows)
 
@@ -347,13 +358,13 @@ def audit_states(
         on_stage: progress.
     """
     parts: dict[str, AuditTables] = {}
-    for name, make in {**grid.stages(), **(more_stages or {})}.items():
-        if only and name not in only:
-            continue
+    stages = {**grid.stages(), **(more_stages or {})}
+    chosen = [name for name in stages if not only or name in only]
+    for number, name in enumerate(chosen, start=1):
         if on_stage is not None:
-            on_stage(name, 0, 1)
-            grid.on_step = lambda done, total, name=name: on_stage(name, done, total)
-        parts[name] = _stage(folder, name, make)
+            grid.on_step = partial(_report, on_stage, name, number, len(chosen))
+            grid.on_step(0, 1)
+        parts[name] = kept_stage(folder, name, stages[name])
     tables = _joined(tuple(parts.values()))
     if energy is not None:
         judged = grid.supervision
@@ -372,138 +383,17 @@ def audit_states(
     return replace(tables, verdicts=verdicts(tables))
 
 
-def check_folder(
-    folder: Path,
-    table: AnswerTable,
-    backbone: Backbone,
-    plan: AuditPlan,
-    *,
-    overlong: Overlong = "error",
-) -> dict[str, Any]:
-    """Find that `folder` is free for this audit, or holds this one; nothing is written.
-
-    Args:
-        folder: of the audit.
-        table: judged answers, as the labels are used.
-        backbone: the frozen model.
-        plan: what is compared.
-        overlong: policy for answers beyond the context; it decides which are read.
-
-    Returns:
-        What marks the folder as this audit's.
-
-    Raises:
-        StoreError: it holds another audit, or figures of another version.
-        OutputError: it is no folder.
-    """
-    check_output(folder)
-    header = {
-        "retrm": __version__,
-        "stage_version": STAGE_VERSION,
-        "plan": json.loads(json.dumps(plan.as_dict())),
-        "fingerprint": asdict(backbone.fingerprint),
-        "answers": _digest(table),
-        "overlong": overlong,
-    }
-    stored = _json(folder / "plan.json")
-    if stored is None:
-        if finished_stages(folder):
-            raise StoreError(
-                f"{folder} holds finished stages, but no plan.json that says of which audit; delete "
-                f"{folder / 'stages'} to make them again, or choose another folder"
-            )
-        return header
-    if not _is_begun(folder):  # a run that was stopped before anything was made
-        return header
-    if stored.get("stage_version") != STAGE_VERSION:
-        raise StoreError(
-            f"{folder} holds figures of retrm {stored.get('retrm', 'of an older version')} (stages "
-            f"{stored.get('stage_version', 1)}), which this one, {__version__} (stages "
-            f"{STAGE_VERSION}), would make otherwise. Nothing was deleted. Delete "
-            f"{folder / 'stages'} and {folder / 'plan.json'} to make them again, the reading is kept; "
-            "or choose another folder"
-        )
-    for key, words in (
-        ("answers", "other answers or labels"),
-        ("fingerprint", "another model"),
-        ("plan", "another plan"),
-        ("overlong", "another policy for over-long answers"),
-    ):
-        if stored.get(key) != header[key]:
-            raise StoreError(
-                f"{folder} holds an audit of {words}; choose another folder, or delete this one "
-                "to start again"
-            )
-    return header
-
-
-def check_output(folder: Path) -> None:
-    """Refuse a path that cannot become the folder of an audit.
-
-    Raises:
-        OutputError: a file lies there.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; expected a folder, or a name that is free")
-
-
-def finished_stages(folder: Path) -> frozenset[str]:
-    """Names of the stages that lie in `folder`."""
-    return frozenset(path.parent.name for path in folder.glob("stages/*/audit.json"))
-
-
-def _is_begun(folder: Path) -> bool:
-    """Whether anything was made there."""
-    has_reading = any((folder / "reading").glob("*"))
-    return has_reading or (folder / "audit.json").is_file() or bool(finished_stages(folder))
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """None without the file; {} where it is unreadable."""
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _digest(table: AnswerTable) -> str:
-    """Of everything that the stages depend on and the reading does not check."""
-    found = hashlib.sha256()
-    for answer, label in zip(table.answers, table.labels.tolist(), strict=True):
-        parts = (answer.prompt_id, answer.prompt.key, answer.response, label, answer.key)
-        found.update("\0".join(map(str, (*parts, answer.finished, answer.response_ids))).encode())
-    for pair in table.preferences():
-        found.update(f"{pair.chosen} {pair.rejected} {pair.margin}\n".encode())
-    return found.hexdigest()
-
-
-def _stage(folder: Path | None, name: str, make: Callable[[], AuditTables]) -> AuditTables:
-    if folder is None:
-        return _timed(make)
-    place = folder / "stages" / name
-    if (place / "audit.json").is_file():
-        return AuditTables.load(place)
-    place.mkdir(parents=True, exist_ok=True)
-    made = _timed(make)
-    made.save(place)
-    return made
-
-
-def _timed(make: Callable[[], AuditTables]) -> AuditTables:
-    """With the seconds that it took among its facts."""
-    started = time.monotonic()
-    made = make()
-    return replace(made, facts={**made.facts, _SECONDS: time.monotonic() - started})
+def _report(
+    on_stage: OnStage, name: str, number: int, n_stages: int, done: int, total: int
+) -> None:
+    on_stage(StageProgress(name, number, n_stages, done, total))
 
 
 def _seconds(
     parts: Mapping[str, AuditTables], interventions: Mapping[str, object]
 ) -> dict[str, float]:
     """Seconds in which the finished stages were made, whenever that was."""
-    took = {name: part.facts[_SECONDS] for name, part in parts.items()}
+    took = {name: part.facts[SECONDS] for name, part in parts.items()}
     facts = {"fitting_s": sum((s for name, s in took.items() if name not in interventions), 0.0)}
     if interventions:
         facts["interventions_s"] = sum(s for name, s in took.items() if name in interventions)
@@ -512,17 +402,33 @@ def _seconds(
 
 def _joined(parts: Sequence[AuditTables]) -> AuditTables:
     """All rows of all parts, and their facts."""
-    names = [f.name for f in fields(AuditTables) if f.name not in ("facts", "extra")]
+    names = [f.name for f in fields(AuditTables) if f.name != "facts"]
     rows = {name: tuple(row for part in parts for row in getattr(part, name)) for name in names}
-    facts = {k: value for part in parts for k, value in part.facts.items() if k != _SECONDS}
+    facts = {k: value for part in parts for k, value in part.facts.items() if k != SECONDS}
     return AuditTables(facts=facts, **rows)
+
+
+def _facts(reading: AuditReading, backbone: Backbone, table: AnswerTable) -> dict[str, Any]:
+    """Of the reading and of what was read."""
+    ids = table.prompt_ids[reading.rows].tolist()
+    return {
+        "n_tokens": n_tokens(reading.features["energy"], ids),
+        "n_truncated": reading.n_truncated,
+        "n_skipped": reading.n_skipped,
+        "model": Path(backbone.name).name,  # a file's folder is nobody's business
+        "fingerprint": asdict(backbone.fingerprint),
+        "precision": str(backbone.dtype).removeprefix("torch."),
+        "counts_end": backbone.renderer.counts_end,
+        "n_layers": backbone.n_layers,
+        "data_counts": dict(table.counts),
+    }
 
 
 def _grid_facts(grid: Grid) -> dict[str, Any]:
     s, plan = grid.supervision, grid.plan
     cut = np.asarray(grid.measure.finished) == 0
     return {
-        **grid.summary_figures(),
+        **summary_figures(grid.supervision),
         "task": s.task,
         "metric": s.record,
         "n_answers": s.n,
@@ -533,54 +439,9 @@ def _grid_facts(grid: Grid) -> dict[str, Any]:
         "n_cut": int(cut.sum()),
         "width": grid.reading.width,
         "m": grid.m,
-        "n_draws": plan.n_primary_draws,
+        "n_primary_draws": plan.n_primary_draws,
         "n_folds": plan.n_folds,
         "n_split_seeds": plan.n_split_seeds,
         "matrices": list(grid.matrices),
         "settings": plan.as_dict(),
     }
-
-
-def _tokens_read(reading: AuditReading, table: AnswerTable, m: int) -> int:
-    """Of all answers that were read, those of a prompt once, whichever runs read them."""
-    ids = table.prompt_ids[reading.rows].tolist()
-    rows = energy_rows(reading.features["energy"], m=m, prompt_ids=ids)
-    return sum(row.n_tokens for row in rows if row.layer == 0)
-
-
-class _Account:
-    """Seconds of a reading, those of runs that were killed included (to half a minute).
-
-    A store that holds more shards than were accounted for was filled by something else as well: then
-    nobody knows the seconds.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._path, self._store = folder / "reading.json", folder / "reading"
-        stored = _json(self._path) or {}
-        self._n_shards = self._count()
-        n_known = stored.get("n_shards", 0)
-        self._before: float | None = stored.get("reading_s", 0.0)
-        if self._n_shards != n_known:  # more than we made, or a reading that was deleted
-            self._before = None if self._n_shards > n_known else 0.0
-        self._last = time.monotonic()
-
-    def note(self, progress: Progress) -> None:
-        """Keep the account of a running reading, at the latest when the store has grown."""
-        n_shards = self._count()
-        if n_shards > self._n_shards or time.monotonic() - self._last > ACCOUNT_INTERVAL_S:
-            self._n_shards, self._last = n_shards, time.monotonic()
-            self._write(progress.elapsed_s)
-
-    def close(self, reading: AuditReading) -> float | None:
-        """Seconds of the finished reading; None = not known."""
-        self._n_shards = self._count()
-        return self._write(reading.elapsed_s if reading.n_tokens else 0.0)
-
-    def _count(self) -> int:
-        return sum(1 for _ in self._store.glob("shard-*"))
-
-    def _write(self, seconds: float) -> float | None:
-        total = None if self._before is None else self._before + seconds
-        write_json(self._path, {"reading_s": total, "n_shards": self._n_shards})
-        return total

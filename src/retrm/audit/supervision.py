@@ -1,5 +1,6 @@
 """What the probes of an audit learn from and are judged by: labels or pairs, folds by prompt."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,12 +11,13 @@ import numpy as np
 from retrm.audit.plan import AuditPlan
 from retrm.data.split import prompt_folds
 from retrm.errors import LabelError
-from retrm.fitting.targets import Targets
+from retrm.fitting.targets import Targets, without_targets
 from retrm.metrics import (
     PromptStatistic,
     best_of_k_statistic,
     fold_auroc_statistic,
     mean_statistic,
+    n_mixed,
     within_prompt_auroc_statistic,
 )
 from retrm.records import AnswerTable
@@ -63,10 +65,7 @@ class Supervision:
             kept = np.flatnonzero(~np.isnan(judged.labels)).tolist()
             task = "graded"
         if not kept:
-            raise LabelError(
-                f"{len(judged)} answers carry no labels, pairs or ranks; expected a label per answer, "
-                "chosen/rejected pairs, or ranks. Grade rollouts first: retrm grade ROLLOUTS"
-            )
+            raise without_targets(len(judged))
         chosen = judged.take(kept)
         if task == "preferences":  # every head learns from what it is judged by
             chosen = replace(chosen, labels=np.full(len(kept), np.nan))
@@ -103,7 +102,7 @@ class Supervision:
         """Prompts with right and wrong answers, or with a pair."""
         if self.task == "preferences":
             return len(set(self.prompt_ids[self.pairs[:, 0]].tolist()))
-        return within_prompt_mixed(self.labels, self.prompt_ids)
+        return n_mixed(self.labels, self.prompt_ids)
 
     @cached_property
     def targets(self) -> Targets:
@@ -149,9 +148,17 @@ class Supervision:
                     "answers of one label only. Bring more mixed prompts, or ask for fewer folds"
                 )
 
-    def shuffled(self, seed: int) -> Self:
-        """The same answers with labels permuted, or pairs turned round, within each prompt."""
-        generator = np.random.default_rng(seed)
+    def shuffled(self, seed: int, number: int = 0) -> Self:
+        """The same answers with labels permuted, or pairs turned round, within each prompt.
+
+        Args:
+            seed: 0 or more; of the plan.
+            number: of the shuffle. Data with other prompts are shuffled otherwise, so that two
+                audits are two checks.
+        """
+        digest = hashlib.sha256("\0".join(self.prompt_ids.tolist()).encode()).digest()
+        entropy = [seed, number, int.from_bytes(digest)]
+        generator = np.random.default_rng(np.random.SeedSequence(entropy))
         if self.task == "preferences":
             turned = tuple(
                 replace(pair, chosen=pair.rejected, rejected=pair.chosen)
@@ -193,10 +200,3 @@ class Supervision:
             "best_of_n": best_of_k_statistic(scores, self.labels, self.prompt_ids),
             "pooled_auroc": fold_auroc_statistic(scores, self.labels, self.prompt_ids, parts),
         }
-
-
-def within_prompt_mixed(labels: np.ndarray, prompt_ids: np.ndarray) -> int:
-    """Number of prompts with right and wrong answers."""
-    _, codes = np.unique(prompt_ids.astype(str), return_inverse=True)
-    right, total = np.bincount(codes, labels), np.bincount(codes)
-    return int(((right > 0) & (right < total)).sum())

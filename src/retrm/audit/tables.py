@@ -10,7 +10,7 @@ files without the model.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,7 +47,8 @@ class CellRow:
         n_train_prompts: prompts in a training part (mean over folds, rounded).
         metric: `within_auroc` (mean over mixed prompts), `within_auroc_pairs` (pair-weighted),
             `pooled_auroc` (mean over folds), `best_of_n`, `pair_accuracy`, `length_matched_auroc`,
-            `residual_auroc`, `finished_within_auroc`, `log_loss`, `brier`, `ece`.
+            `length_matched_pair_accuracy`, `residual_auroc`, `finished_within_auroc`, `log_loss`,
+            `brier`, `ece`.
         value, low, high: with the 95 % interval over prompts, heads held fixed: nothing is fitted
             again in a resample. low = high = NaN where none is made.
         n: rows or pairs behind the metric.
@@ -280,12 +281,15 @@ class Verdict:
         answer: as documented in `retrm.audit.verdict`.
         sentence: for a person.
         is_primary: fixed before looking; all others are exploratory.
+        subject: what tells it from others of its question: the metric of a contrast that was fixed,
+            the pooling of `layers`; empty where there is one only.
     """
 
     question: str
     answer: str
     sentence: str
     is_primary: bool
+    subject: str = ""
 
 
 ROW_TYPES: Mapping[str, type] = {
@@ -309,8 +313,14 @@ class AuditTables:
         facts: plain JSON (None where a figure does not apply): model, data, task (`graded` or
             `preferences`), metric (of record),
             n_answers, n_prompts, n_mixed, n_pairs, n_unjudged, n_cut, n_skipped, n_truncated,
-            n_tokens, reading_s, fitting_s, width, n_layers, m (of the primary contrast), n_draws,
-            n_folds, n_split_seeds, pass_at_1, oracle, fingerprint, settings of the plan.
+            n_tokens, reading_s, fitting_s, width, n_layers, m and n_primary_draws (of the primary
+            contrast; older audits call the latter n_draws), n_folds, n_split_seeds, pass_at_1,
+            oracle, matrices (that were compared), learning_sizes_left_out (numbers of prompts too
+            few to hold right and wrong answers), n_shuffles (of labels, by head; an interval of
+            `shuffled` is over them), data_counts (what loading left out, by name),
+            fingerprint and precision of the model, counts_end (whether the end-of-turn token is
+            judged), settings of the plan; with interventions their settings as `interventions`, and
+            interventions_s. All that end in _s are seconds.
         verdicts: in words, the primary ones first.
     """
 
@@ -325,7 +335,6 @@ class AuditTables:
     answers: Sequence[AnswerRow] = ()
     curves: Sequence[CurveRow] = ()
     interventions: Sequence[InterventionRow] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def columns(table: str) -> list[str]:
@@ -350,7 +359,6 @@ class AuditTables:
             "format_version": FORMAT_VERSION,
             "facts": dict(self.facts),
             "verdicts": [vars(verdict) for verdict in self.verdicts],
-            "extra": dict(self.extra),
         }
         write_json(folder / "audit.json", summary)  # last: a reader finds a whole audit or none
 
@@ -379,7 +387,6 @@ class AuditTables:
         return cls(
             facts=summary["facts"],
             verdicts=tuple(Verdict(**verdict) for verdict in summary["verdicts"]),
-            extra=summary["extra"],
             **tables,
         )
 

@@ -3,24 +3,28 @@
     `costs more than random`, `costs less than random`, `mixed`, `no evidence`, `too few draws`
 
 A claim needs all of: an interval of `minus_random` that excludes 0; Student's t over prompts and draws
-below .05 after Holm's correction over all interventions of the audit; a rank p of .05 or less among the
-random draws at the same place, for which 19 of them are needed. See `retrm.audit.effects`.
+below .05 after Holm's correction over all interventions of the audit; a rank p of .05 or less on its
+side (two-sided .10) among the random draws at the same place, for which 19 of them are needed. See
+`retrm.audit.effects`.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from retrm.audit.rules import ALPHA, DRAWS_FOR_A_CLAIM
+from retrm.audit.rules import (
+    ALPHA,
+    DRAWS_FOR_A_REMOVAL,
+    MOST_LISTED,
+    REMOVAL_ALPHA_A_SIDE,
+)
 from retrm.audit.tables import InterventionRow, Verdict
-from retrm.audit.words import MEASURES, p_in_words, span_in_words
+from retrm.audit.words import MEASURES, named_p, span_in_words
 from retrm.metrics import format_interval, format_number, rank_p_value
 
 # A removal may take out this much more or less and still count as one of equal energy.
 ENERGY_TOLERANCE = 0.2
 _FILLS = {"zero": "set to zero", "mean": "its mean put back"}
-# More than this make a sentence that nobody reads.
-_MOST_LISTED = 8
 _OTHERS = "removing random directions of the same number"
 
 
@@ -43,7 +47,7 @@ class _Removal:
     @property
     def has_draws(self) -> bool:
         """Whether the random draws are enough for any claim."""
-        return len(self.draws) >= DRAWS_FOR_A_CLAIM
+        return len(self.draws) >= DRAWS_FOR_A_REMOVAL
 
     @property
     def claim(self) -> int:
@@ -52,9 +56,10 @@ class _Removal:
         if not row.random_holm_p < ALPHA:  # NaN is no claim
             return 0
         if row.minus_random_high < 0:
-            return -int(rank_p_value(-row.difference, [-d for d in self.draws]) <= ALPHA)
+            rank_p = rank_p_value(-row.difference, [-d for d in self.draws])
+            return -int(rank_p <= REMOVAL_ALPHA_A_SIDE)
         if row.minus_random_low > 0:
-            return int(rank_p_value(row.difference, self.draws) <= ALPHA)
+            return int(rank_p_value(row.difference, self.draws) <= REMOVAL_ALPHA_A_SIDE)
         return 0
 
     @property
@@ -67,7 +72,7 @@ class _Removal:
         return (
             f"{MEASURES[row.measure].long} at {row.layers} (m = {row.m}{fill}{spared}) by {apart} "
             f"(changes by {format_number(row.difference)}, with {len(found)} random draws by "
-            f"{span_in_words(found)}; Holm p = {p_in_words(row.random_holm_p)}{self.beside})"
+            f"{span_in_words(found)}; {named_p(row.random_holm_p, 'Holm p')}{self.beside})"
         )
 
 
@@ -104,7 +109,9 @@ def _verdict(removals: Sequence[_Removal], what: str) -> Verdict:
     answer = _answer(removals)
     if answer in ("no evidence", "too few draws"):
         few = (
-            f" A claim needs {DRAWS_FOR_A_CLAIM} random draws or more." if answer[0] == "t" else ""
+            f" A claim needs {DRAWS_FOR_A_REMOVAL} random draws or more."
+            if answer[0] == "t"
+            else ""
         )
         sentence = (
             f"No evidence that removing {what} hurts more or less than {_OTHERS}: the two differ in "
@@ -138,8 +145,8 @@ def _answer(removals: Sequence[_Removal]) -> str:
 
 
 def _listed(removals: Sequence[_Removal]) -> str:
-    listed = "; ".join(removal.text for removal in removals[:_MOST_LISTED])
-    n_more = len(removals) - _MOST_LISTED
+    listed = "; ".join(removal.text for removal in removals[:MOST_LISTED])
+    n_more = len(removals) - MOST_LISTED
     return f"{listed}; and {n_more} more like it" if n_more > 0 else listed
 
 

@@ -3,12 +3,12 @@
 A verdict is a rule on figures of the tables; it never sees a score, and it never picks the best cell.
 
     specificity   reasoning minus the mean of random subspaces of the same width (role `primary`)
-                  `helps`                  low > 0, and rank p <= .05
-                  `hurts`                  high < 0, and rank p from below <= .05
+                  `helps`                  low > 0, and rank p <= .025
+                  `hurts`                  high < 0, and rank p from below <= .025
                   `within the spread of random`  the interval excludes 0, but that many of the random
                                            subspaces do as well (or as badly)
-                  `too few draws`          the interval excludes 0, but fewer than 19 random subspaces
-                                           were drawn, with which no rank p can be .05
+                  `too few draws`          the interval excludes 0, but fewer than 39 random subspaces
+                                           were drawn, with which no rank p can be .025
                   `no better than random`  -0.01 <= low and high <= 0.01, and none of the above
                   `undecided`              anything else, or no interval
     economy       reasoning minus the full state (role `economy`)
@@ -37,7 +37,9 @@ A verdict is a rule on figures of the tables; it never sees a score, and it neve
 
 The rank is asked for since the interval resamples prompts only: a random subspace is better or worse
 than the mean of its kind too. With a signal planted in a random subspace the interval alone claimed a
-difference in 15 of 40 runs. All intervals hold the heads fixed; nothing is fitted again in a resample.
+difference in 15 of 40 runs. Half of .05 belongs to each side, for both are claimed. The p of all sources
+of chance together (see `retrm.audit.tables.ContrastRow.p`) stands beside, and decides nothing. All
+intervals hold the heads fixed; nothing is fitted again in a resample.
 
 Specificity and economy are fixed before looking and are the only primary ones. For what the others need
 to claim anything see `retrm.audit.explored` and `retrm.audit.use`; anything less is worded as no
@@ -50,28 +52,28 @@ right singular directions of the LM head; no verdict says what they hold.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from retrm.audit.explored import explored_verdicts
 from retrm.audit.rules import (
-    ALPHA,
+    ALPHA_A_SIDE,
     CHANCE,
     DRAWS_FOR_A_CLAIM,
     MARGIN,
     has_interval,
+    is_below,
     is_within_margin,
-    n_at_least_as_good,
-    rank_from_below,
+    n_as_far_out,
+    rank_on_its_side,
 )
 from retrm.audit.tables import AuditTables, CellRow, ContrastRow, Verdict
 from retrm.audit.use import use_verdicts
-from retrm.audit.words import METRICS, figure_in_words, kind_in_words, p_in_words
+from retrm.audit.words import METRICS, figure_in_words, kind_in_words, named_p
 from retrm.errors import DataError, did_you_mean
-from retrm.metrics import format_number, holm, welch_p_value
+from retrm.metrics import format_number, holm, student_quantile, welch_p_value
 
 LEAK_ALPHA = 0.01  # one audit in a hundred is called leaky by chance
-_ENDS_PER_ERROR = 2 * 1.959964  # width of a 95 % interval in standard errors
 
 _CHANCE_IS_HALF = ("within_auroc", "pair_accuracy")
 
@@ -134,8 +136,8 @@ def _specificity(row: ContrastRow, tables: AuditTables) -> Verdict:
     }[answer]
     if answer in ("helps", "hurts") and is_within_margin(row.low, row.high):
         reason += f", by less than {format_number(MARGIN)}"
-    sentence = f"{_difference(row, tables)}{_rank(row)}. {_reason(row, reason)}."
-    return Verdict("specificity", answer, sentence, is_primary=True)
+    sentence = f"{_difference(row, tables)}{_rank(row)}{_all_chance(row)}. {_reason(row, reason)}."
+    return Verdict("specificity", answer, sentence, is_primary=True, subject=row.metric)
 
 
 def _specificity_answer(row: ContrastRow) -> str:
@@ -143,8 +145,7 @@ def _specificity_answer(row: ContrastRow) -> str:
         return "no better than random" if is_within_margin(row.low, row.high) else "undecided"
     if row.n_draws < DRAWS_FOR_A_CLAIM:
         return "too few draws"
-    rank_p = row.rank_p if row.low > 0 else rank_from_below(row)
-    if rank_p <= ALPHA:  # NaN is no claim
+    if rank_on_its_side(row) <= ALPHA_A_SIDE:  # NaN is no claim
         return "helps" if row.low > 0 else "hurts"
     return "within the spread of random"
 
@@ -161,8 +162,8 @@ def _economy(row: ContrastRow, tables: AuditTables) -> Verdict:
         f"full, but by no more than the margin of {margin} at the low end",
         "undecided": f"The interval includes 0 and reaches beyond the margin of {margin}: undecided",
     }[answer]
-    sentence = f"{_difference(row, tables)}. {_reason(row, reason)}."
-    return Verdict("economy", answer, sentence, is_primary=True)
+    sentence = f"{_difference(row, tables)}{_all_chance(row)}. {_reason(row, reason)}."
+    return Verdict("economy", answer, sentence, is_primary=True, subject=row.metric)
 
 
 def _economy_answer(low: float, high: float) -> str:
@@ -197,11 +198,18 @@ def _over(row: ContrastRow, tables: AuditTables) -> str:
 def _rank(row: ContrastRow) -> str:
     if not row.n_draws or math.isnan(row.rank_p):
         return ""
-    n_better = n_at_least_as_good(row)
+    n_beyond, side = n_as_far_out(row), "bad" if is_below(row) else "good"
     return (
-        f"; {n_better} of {row.n_draws} random subspaces {_are(n_better)} at least as good "
-        f"(rank p = {p_in_words(row.rank_p)})"
+        f"; {n_beyond} of {row.n_draws} random subspaces {_are(n_beyond)} at least as {side} "
+        f"({named_p(rank_on_its_side(row), 'rank p')} on that side)"
     )
+
+
+def _all_chance(row: ContrastRow) -> str:
+    """The p that knows prompts, draws and repetitions; the interval knows prompts alone."""
+    if math.isnan(row.p):
+        return ""
+    return f"; all sources of chance together: {named_p(row.p)}"
 
 
 def _are(count: int) -> str:
@@ -236,7 +244,7 @@ def _sanity(tables: AuditTables) -> Verdict:
     if not cells:
         sentence = "No head was fitted on shuffled labels, so a leak would not have been seen."
         return Verdict("sanity", "not checked", sentence, is_primary=False)
-    adjusted = holm([_chance_p(cell) for cell in cells])
+    adjusted = holm([_chance_p(cell, tables) for cell in cells])
     outside = [cell for cell, p in zip(cells, adjusted, strict=True) if p < LEAK_ALPHA]
     figures = ", ".join(
         f"{METRICS[cell.metric].long} {figure_in_words(cell)} ({cell.head} head)"
@@ -244,8 +252,9 @@ def _sanity(tables: AuditTables) -> Verdict:
     )
     if not outside:
         sentence = (
-            f"With labels shuffled inside prompts all is as near to chance as must be: {figures}."
+            f"With labels shuffled inside prompts no head is told apart from chance: {figures}."
         )
+        sentence += _excluding_chance(cells, adjusted)
         return Verdict("sanity", "within chance", sentence, is_primary=False)
     sentence = (
         f"THE SET-UP LEAKS: with labels shuffled inside prompts a head is not at chance ({figures}). "
@@ -255,7 +264,25 @@ def _sanity(tables: AuditTables) -> Verdict:
     return Verdict("sanity", "leaks", sentence, is_primary=False)
 
 
-def _chance_p(cell: CellRow) -> float:
-    """Two-sided p of being at chance, from the width of the interval."""
-    error = (cell.high - cell.low) / _ENDS_PER_ERROR
-    return welch_p_value(cell.value - CHANCE, [(error, math.inf)])[0]
+def _excluding_chance(cells: Sequence[CellRow], adjusted: Sequence[float]) -> str:
+    """Intervals that leave chance out although no head is called leaky: said, with the figure."""
+    found = [
+        f"of the {cell.head} head, {figure_in_words(cell)}, excludes {format_number(CHANCE)} "
+        f"({named_p(p)} after Holm's correction)"
+        for cell, p in zip(cells, adjusted, strict=True)
+        if not cell.low <= CHANCE <= cell.high
+    ]
+    if not found:
+        return ""
+    return f" Yet the interval {' and that '.join(found)}: by chance, one head in twenty."
+
+
+def _chance_p(cell: CellRow, tables: AuditTables) -> float:
+    """Two-sided p of being at chance, from the width of the interval.
+
+    It is one of Student's t over the shuffles where the facts say how many there were.
+    """
+    shuffles = tables.facts.get("n_shuffles", {}).get(cell.head)
+    df = shuffles - 1 if shuffles else math.inf
+    error = (cell.high - cell.low) / 2 / student_quantile(0.05, df)
+    return welch_p_value(cell.value - CHANCE, [(error, df)])[0]

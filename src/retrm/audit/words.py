@@ -37,10 +37,7 @@ class Kind:
 
 
 METRICS: Mapping[str, Figure] = {
-    "within_auroc": Figure(
-        "within-prompt AUROC",
-        "within-prompt AUROC, mean over prompts with right and wrong answers",
-    ),
+    "within_auroc": Figure("within-prompt AUROC", "within-prompt AUROC"),
     "within_auroc_pairs": Figure(
         "within-prompt AUROC, by pairs", "within-prompt AUROC, every pair counting the same"
     ),
@@ -49,6 +46,10 @@ METRICS: Mapping[str, Figure] = {
     "pair_accuracy": Figure("pair accuracy", "share of preference pairs in the right order"),
     "length_matched_auroc": Figure(
         "AUROC at equal length", "within-prompt AUROC among answers of like length"
+    ),
+    "length_matched_pair_accuracy": Figure(
+        "pair accuracy at equal length",
+        "share of preference pairs of like length in the right order",
     ),
     "residual_auroc": Figure(
         "AUROC beyond length and log-probability",
@@ -113,6 +114,12 @@ def span_in_words(values: Sequence[float]) -> str:
     """`-.012 to -.008`, or the one value there is."""
     low, high = format_number(min(values)), format_number(max(values))
     return low if low == high else f"{low} to {high}"
+
+
+def named_p(value: float, name: str = "p") -> str:
+    """`p = .042` or `p < .001`."""
+    shown = p_in_words(value)
+    return f"{name} {shown}" if shown.startswith("<") else f"{name} = {shown}"
 
 
 def p_in_words(value: float) -> str:

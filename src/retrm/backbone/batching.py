@@ -61,6 +61,11 @@ class BatchPlan:
         return max(row.n_tokens for row in self.rows)
 
     @property
+    def n_tokens(self) -> int:
+        """Real tokens, a shared prompt counted once."""
+        return sum(row.n_tokens for row in self.rows)
+
+    @property
     def n_padded(self) -> int:
         """Tokens that are computed, padding included: what the budget bounds."""
         return len(self.rows) * self.width

@@ -144,7 +144,7 @@ class TransformersBackbone:
             if not missing:
                 raise _EnoughRead
 
-        inputs = self._inputs(batch)
+        inputs = self.inputs(batch)
         hooks = _hooked(self.located, set(wanted), deliver)
         with suppress(_EnoughRead), torch.inference_mode(), hooks:
             self.located.decoder(**inputs)
@@ -177,7 +177,7 @@ class TransformersBackbone:
             whole[is_long.to(whole.device)] = parts[1][key]
             visit(*key, whole)
 
-    def _inputs(self, batch: TokenBatch) -> dict[str, Any]:
+    def inputs(self, batch: TokenBatch) -> dict[str, Any]:
         """Keyword arguments of the decoder; families without positions or masks get none."""
         inputs: dict[str, Any] = {"input_ids": batch.ids.to(self.device), "use_cache": False}
         positions = batch.positions.to(self.device)

@@ -2,26 +2,37 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group
 from rich.padding import Padding
 from rich.text import Text
 
-from retrm.cli.console import Report, err, out, print_json, progress, reading_progress
+from retrm.cli.console import err, out, print_json, progress, reading_progress
 from retrm.cli.console import table as text_table
 from retrm.cli.options import Output
-from retrm.cli.settings import checked, read_settings
-from retrm.errors import RecipeError, did_you_mean
-from retrm.records import OVERLONG
+from retrm.cli.settings import read_settings
+from retrm.errors import RecipeError
+from retrm.files import check_writable
+from retrm.records import check_overlong
 
 if TYPE_CHECKING:
     from retrm.audit.estimate import AuditEstimate
-    from retrm.audit.intervene import InterventionPlan
+    from retrm.audit.intervention_plan import InterventionPlan
     from retrm.audit.plan import AuditPlan
+    from retrm.audit.run import StageProgress
     from retrm.audit.tables import AuditTables
+
+STAGES = {
+    "primary": "primary contrast",
+    "width": "widths",
+    "learning": "learning curve",
+    "matrix": "variants of the LM head",
+    "band": "sliding band",
+    "max": "maximum over tokens",
+    "gate": "gate over tokens",
+}
 
 
 def audit(
@@ -55,7 +66,8 @@ def audit(
     the reasoning subspace with random ones and with the full state, by intervals over prompts; it
     can come out either way, or undecided.
 
-    A killed audit goes on when the same command is given again.
+    How long it takes depends on the answers: run it with --dry-run first. A killed audit goes on when
+    the same command is given again.
 
     Parameters
     ----------
@@ -70,7 +82,7 @@ def audit(
         A smaller grid for a first look: two widths, two poolings, 20 random draws.
     pooling
         Over response tokens: last (always needed), mean, max, gate; may be given several times.
-        Default last, mean and max.
+        Default last, mean and max; with --quick last and mean.
     interventions
         Also remove components of the state while the model works and measure what changes.
     n_samples
@@ -82,8 +94,9 @@ def audit(
         Print tokens, seconds and bytes, and stop; short trials are made for the speed. What the
         output folder holds already is taken off.
     config
-        TOML file with the tables [plan] and [interventions] for everything else; options that are
-        given here count more.
+        TOML file for everything else, in the tables [plan] (layers, widths, size, n_draws,
+        n_folds, ...) and [interventions] (layers, sizes, n_draws, ...); options that are given
+        here count more.
     format
         Record format, if the columns fit several.
     attribute
@@ -105,22 +118,23 @@ def audit(
     """
     from retrm.audit.estimate import estimate_audit
     from retrm.audit.run import audit as run_audit
-    from retrm.audit.run import check_grader, check_output, check_supervision
+    from retrm.audit.run import check_grader, check_supervision
     from retrm.backbone.load import load_backbone
     from retrm.data.load import load_table
+    from retrm.reports.audit_page import write_report
     from retrm.reports.canvas import check_plotting
 
     settings = read_settings(config, ("plan", "interventions"))
     plan = _plan(settings.get("plan", {}), quick=quick, pooling=pooling, seed=seed)
     removal = _removal(settings.get("interventions"), interventions, n_samples)
     check_plotting()
-    check_output(output)
-    if overlong not in OVERLONG:
-        raise RecipeError(f"got --overlong {overlong!r}. {did_you_mean(overlong, OVERLONG)}")
+    check_writable(output)
+    check_overlong(overlong)
     if removal is not None and removal.n_samples:
         check_grader(grader)
     answers = load_table(data, format=format, attribute=attribute, empty=empty)  # type: ignore[arg-type]
     check_supervision(answers, plan, label_threshold=label_threshold)
+    err.print(f"loading {model}")
     backbone = load_backbone(model, dtype=dtype, device=device)
     err.print(f"{len(answers):,} answers to {len(answers.candidate_sets()):,} prompts from {data}")
     if dry_run:
@@ -148,7 +162,7 @@ def audit(
             on_reading=on_reading,
             on_stage=on_stage,
         )
-    _write_report(output, tables)
+    write_report(output, tables)
     _print_result(output, tables, json)
 
 
@@ -168,7 +182,7 @@ def _plan(
 def _removal(
     values: Mapping[str, Any] | None, wanted: bool, n_samples: int | None
 ) -> "InterventionPlan | None":
-    from retrm.audit.intervene import InterventionPlan
+    from retrm.audit.intervention_plan import InterventionPlan
 
     if values is None and not wanted:
         if n_samples:
@@ -177,40 +191,53 @@ def _removal(
                 "where something is removed. Add --interventions"
             )
         return None
-    names = [field.name for field in fields(InterventionPlan)]
-    given = checked(values or {}, names, "[interventions]")
+    given = dict(values or {})
     if n_samples is not None:
         given["n_samples"] = n_samples
-    return InterventionPlan(**given)
+    return InterventionPlan.from_dict(given)
 
 
 @contextlib.contextmanager
-def _stages() -> Iterator[Callable[[str, int, int], None]]:
-    """One progress bar a stage."""
+def _stages() -> Iterator[Callable[["StageProgress"], None]]:
+    """One progress bar a stage; where there are no bars, a line at its start as well."""
     with contextlib.ExitStack() as bars:
-        running: dict[str, Report] = {}
+        shown, report = 0, None
 
-        def on_stage(stage: str, done: int, total: int) -> None:
-            if stage not in running:
+        def on_stage(state: "StageProgress") -> None:
+            nonlocal shown, report
+            if state.number != shown or report is None:
+                label = f"stage {state.number} of {state.n_stages}: {_stage_in_words(state.name)}"
                 bars.close()
-                running.clear()
-                running[stage] = bars.enter_context(progress(stage))
-            running[stage](done, max(total, 1), "")
+                if not err.is_terminal:
+                    err.print(label)
+                shown, report = state.number, bars.enter_context(progress(label))
+            report(state.done, max(state.total, 1), "")
 
         yield on_stage
 
 
+def _stage_in_words(name: str) -> str:
+    from retrm.reports.words import POOLINGS
+
+    kind, _, pooling = name.partition("-")
+    if kind == "interventions":  # what follows tells plans apart
+        return kind
+    return ", ".join([STAGES.get(kind, kind), *([POOLINGS[pooling]] if pooling else [])])
+
+
 def _print_estimate(estimate: "AuditEstimate", json: bool) -> None:
+    from retrm.reports.words import duration
+
     if json:
         print_json(asdict(estimate))
         return
     rows = [
-        ["answers to read", f"{estimate.n_answers:,}"],
+        ["answers", f"{estimate.n_answers:,}"],
         ["over-long, left out", f"{estimate.n_skipped:,}"],
         ["tokens", f"{estimate.n_tokens:,}"],
         ["tokens a second (trial)", f"{estimate.tokens_per_s:,.0f}"],
-        ["reading", duration(estimate.reading_s)],
-        ["heads to fit", f"{estimate.n_fits:,}"],
+        ["reading what is left", duration(estimate.reading_s)],
+        ["heads left to fit", f"{estimate.n_fits:,}"],
         ["fitting (within a factor of two)", duration(estimate.fitting_s)],
     ]
     if (work := estimate.interventions) is not None:
@@ -222,33 +249,16 @@ def _print_estimate(estimate: "AuditEstimate", json: bool) -> None:
             ["interventions, at most", duration(estimate.interventions_s)],
         ]
     rows += [
-        ["disk", f"{estimate.disk_bytes / 1e6:,.0f} MB"],
+        ["disk still to be written", f"{estimate.disk_bytes / 1e6:,.0f} MB"],
         ["memory, beside the model", f"{estimate.memory_bytes / 1e6:,.0f} MB"],
     ]
-    out.print(text_table("dry run: nothing was written; what is left to do", ["", ""], rows))
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _write_report(folder: Path, tables: "AuditTables") -> None:
-    from retrm.reports.audit_figures import FIGURES, draw_audit, write_pictures
-    from retrm.reports.audit_page import write_audit_page
-
-    pictures = draw_audit(tables)
-    write_pictures(folder / "figures", pictures)
-    drawn = {picture.kind.name for picture in pictures}
-    for kind in FIGURES:  # of an earlier run, with tables that this one does not have
-        if kind.name not in drawn:
-            (folder / "figures" / f"{kind.name}.png").unlink(missing_ok=True)
-    write_audit_page(folder / "audit.html", tables, pictures=pictures)
+    out.print(text_table("dry run: nothing was written", ["", ""], rows))
 
 
 def _print_result(folder: Path, tables: "AuditTables", json: bool) -> None:
+    from retrm.cli.tables import primary_table
+    from retrm.reports.words import question_of
+
     if json:
         verdicts = [vars(verdict) for verdict in tables.verdicts]
         print_json({"folder": str(folder), "facts": dict(tables.facts), "verdicts": verdicts})
@@ -256,42 +266,6 @@ def _print_result(folder: Path, tables: "AuditTables", json: bool) -> None:
     out.print(primary_table(tables))
     for verdict in tables.verdicts:
         mark = "primary" if verdict.is_primary else "exploratory"
-        out.print(f"[bold]{verdict.question}[/] ({mark}): [bold]{verdict.answer}[/]")
+        out.print(f"{question_of(verdict)} ({mark}): [bold]{verdict.answer}[/]")
         out.print(Padding(Text(verdict.sentence), (0, 0, 1, 2)))
     out.print(f"{folder / 'audit.html'}: the report; tables as Parquet and CSV beside it")
-
-
-def primary_table(tables: "AuditTables") -> Group:
-    """The setting of record: a line a feature set, random draws as their mean, baselines below."""
-    from retrm.audit.words import KINDS, METRICS
-    from retrm.metrics import format_interval, format_number
-
-    rows = [row for row in tables.cells if row.sweep == "primary"]
-    record = str(tables.facts["metric"])
-    metrics = [m for m in dict.fromkeys((record, "best_of_n")) if any(r.metric == m for r in rows)]
-    lines = []
-    for kind in dict.fromkeys(row.features for row in rows):
-        line = [KINDS[kind].short if kind in KINDS else kind]
-        for metric in metrics:
-            found = [row for row in rows if row.features == kind and row.metric == metric]
-            if not found:
-                line.append("–")
-            elif len(found) == 1:
-                line.append(format_interval(found[0].value, found[0].low, found[0].high))
-            else:
-                mean = sum(row.value for row in found) / len(found)
-                line.append(f"{format_number(mean)} (mean of {len(found)})")
-        lines.append(line)
-    for name in ("pass_at_1", "oracle"):
-        if tables.facts.get(name) is not None:
-            cells = [
-                format_number(tables.facts[name]) if m == "best_of_n" else "–" for m in metrics
-            ]
-            lines.append([{"pass_at_1": "pass@1", "oracle": "oracle"}[name], *cells])
-    facts = tables.facts
-    title = (
-        f"{facts['model']}, {facts['data']}: {facts['n_answers']:,} answers to "
-        f"{facts['n_prompts']:,} prompts, {facts['n_mixed']:,} to compare within; "
-        f"m = {facts['m']} of {facts['width']}; 95 % intervals over prompts"
-    )
-    return text_table(title, ["features", *(METRICS[m].short for m in metrics)], lines)

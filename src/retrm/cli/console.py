@@ -4,8 +4,9 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, Protocol
 
 import numpy as np
 from rich import box
@@ -16,7 +17,6 @@ from rich.progress import (
     SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.style import Style
 from rich.table import Table
@@ -28,7 +28,17 @@ out = Console(highlight=False, width=_WIDTH)
 err = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
 PLAIN_INTERVAL_S = 10.0
-Report = Callable[[int, int, str], None]
+
+
+class Report(Protocol):
+    """Shows how far a task is.
+
+    The time left follows from `elapsed_s`, the seconds in which `done` was done; without it, from
+    those since the task was shown.
+    """
+
+    def __call__(self, done: int, total: int, note: str, *, elapsed_s: float | None = None) -> None:
+        """Show `done` of `total`, and a note."""
 
 
 def print_json(value: Any) -> None:
@@ -47,6 +57,14 @@ def _plain(value: Any) -> Any:
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[Report]:
     """A callback `report(done, total, note)`: a bar on a terminal, a line every ten seconds elsewhere."""
+    started = time.monotonic()
+
+    def left(done: int, total: int, elapsed_s: float | None) -> str:
+        if done == 0:
+            return ""
+        elapsed = time.monotonic() - started if elapsed_s is None else elapsed_s
+        return f"{timedelta(seconds=round(elapsed / done * (total - done)))} left"
+
     if err.is_terminal:
         with Progress(
             SpinnerColumn(),
@@ -54,25 +72,28 @@ def progress(label: str) -> Iterator[Report]:
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=err,
             transient=False,
         ) as bars:
-            task = bars.add_task(label, total=None, note="")
-            yield lambda done, total, note: bars.update(
-                task, completed=done, total=total, note=note
-            )
-        return
-    started = last = time.monotonic()
+            task = bars.add_task(label, total=None, note="", left="")
 
-    def report(done: int, total: int, note: str) -> None:
+            def show(done: int, total: int, note: str, *, elapsed_s: float | None = None) -> None:
+                shown = left(done, total, elapsed_s)
+                bars.update(task, completed=done, total=total, note=note, left=shown)
+
+            yield show
+        return
+    last = started
+
+    def report(done: int, total: int, note: str, *, elapsed_s: float | None = None) -> None:
         nonlocal last
         now = time.monotonic()
         if now - last < PLAIN_INTERVAL_S and done < total:
             return
         last = now
-        left = (now - started) / max(done, 1) * (total - done)
-        err.print(f"{label}: {done:,}/{total:,}  {note}  {left:.0f} s left")
+        parts = (f"{label}: {done:,}/{total:,}", note, left(done, total, elapsed_s))
+        err.print("  ".join(part for part in parts if part))
 
     yield report
 
@@ -85,20 +106,21 @@ def reading_progress(label: str) -> Iterator[Callable[[Any], None]]:
         def on_progress(state: Any) -> None:
             rate = state.tokens_done / max(state.elapsed_s, 1e-9)
             note = f"{state.answers_done:,}/{state.answers_total:,} answers, {rate:,.0f} tokens/s"
-            report(state.tokens_done, max(state.tokens_total, 1), note)
+            total = max(state.tokens_total, 1)
+            report(state.tokens_done, total, note, elapsed_s=state.elapsed_s)
 
         yield on_progress
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Group:
     """A title line, and a table whose first column is left-aligned and all others right-aligned."""
-    made = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         made.add_row(*(Text(str(cell)) for cell in row))
     # Not the table's own title: that one is wrapped to the width of the table.
-    return Group(Text(title, style="italic"), made)
+    return Group(Text(title, style="italic"), made, Text())
 
 
 def heat_map(tokens: Sequence[str], values: np.ndarray) -> Text:
@@ -119,8 +141,3 @@ def _heat(level: float) -> Style:
     top = int(base + strength * 110)
     red, green, blue = (base, top, base) if level >= 0 else (top, base, base)
     return Style(color="white", bgcolor=f"rgb({red},{green},{blue})")
-
-
-def counts_line(counts: Mapping[str, int]) -> str:
-    """`rows 12, duplicates 3`: everything that was counted and is not zero."""
-    return ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in counts.items() if n)

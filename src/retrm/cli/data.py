@@ -1,10 +1,34 @@
 """`retrm data`: look at a file before anything is read by a model."""
 
-from cyclopts import App
+import math
+from collections.abc import Mapping
+from typing import Annotated
+
+from cyclopts import App, Parameter
 
 from retrm.cli.console import out, print_json, table
+from retrm.errors import RecipeError, did_you_mean
 
-app = App(name="data", help="Look at a file of answers before anything is read by a model.")
+app = App(
+    name="data",
+    usage="Usage: retrm data COMMAND",
+    help="Look at a file of answers before anything is read by a model.",
+)
+VERBS = ("validate", "stats")
+# Of files in other formats; beside the comparisons, which are of any kind, a 0 would mislead.
+_FORMATS = ("n_pairs", "n_ranked", "n_ties")
+
+
+@app.default
+def no_verb(*words: Annotated[str, Parameter(show=False)]) -> None:
+    """Say which verb is missing: a file is what newcomers give first."""
+    if not words:
+        app.help_print([])
+        return
+    raise RecipeError(
+        f"got `retrm data {' '.join(words)}`; expected a verb in front of the file, such as "
+        f"`retrm data stats {words[-1]}`. {did_you_mean(words[0], VERBS)}"
+    )
 
 
 @app.command
@@ -61,17 +85,22 @@ def stats(
     if json:
         print_json({k: None if v != v else v for k, v in summary.items()})
         return
-    rows = [[name.replace("_", " "), _cell(value)] for name, value in summary.items()]
+    rows = [
+        [name.removeprefix("n_").replace("_", " "), _cell(value)]
+        for name, value in summary.items()
+        if not isinstance(value, Mapping) and (value or name not in _FORMATS)
+    ]
+    # A row each, since one cell with all of them would push the numbers to the far right.
+    for name in ("labels", "counts"):
+        title = {"labels": "label", "counts": "read:"}[name]
+        found = ((key.replace("_", " "), value) for key, value in summary[name].items())
+        rows += [[f"{title} {key}", _cell(value)] for key, value in found]
     out.print(table(data, ["", "value"], rows))
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{k}: {v:,}" if isinstance(v, int) else f"{k}: {v}" for k, v in value.items()
-        )
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return f"{value:,.3f}".rstrip("0").rstrip(".") if math.isfinite(value) else "–"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

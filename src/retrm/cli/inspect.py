@@ -263,6 +263,8 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
 
 
 def _interval(found: Mapping[str, float] | None) -> str:
+    from retrm.metrics import format_interval
+
     if found is None:
         return ""
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    return format_interval(found["value"], found["low"], found["high"])

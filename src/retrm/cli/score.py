@@ -54,11 +54,10 @@ def score(
     """
     from retrm.data.load import iter_parsed
     from retrm.errors import RecipeError
-    from retrm.records import OVERLONG
+    from retrm.records import check_overlong
     from retrm.scorers.open import open_scorer
 
-    if overlong not in OVERLONG:
-        raise RecipeError(f"unknown policy overlong={overlong!r}; expected {', '.join(OVERLONG)}")
+    check_overlong(overlong)
     if json and output is None:
         raise RecipeError(
             "--json prints a summary on stdout, where the rows would go; add --output"

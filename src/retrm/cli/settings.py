@@ -1,7 +1,7 @@
 """Settings in a TOML file: strict, so that a misspelt key is an error and not a default."""
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +26,11 @@ def read_settings(config: Path | None, tables: Iterable[str]) -> dict[str, dict[
         raise RecipeError(f"{config} is no valid TOML: {error}") from error
     known = tuple(tables)
     for key, value in values.items():
+        if not isinstance(value, dict) and key not in known:
+            places = " or ".join(f"[{name}]" for name in known)
+            raise RecipeError(f"{config}: {key} = {value!r} is in no table; put it under {places}")
         if not isinstance(value, dict):
             raise RecipeError(f"{config}: {key} is {value!r}; expected a table [{key}]")
         if key not in known:
             raise RecipeError(f"{config}: unknown table [{key}]. {did_you_mean(key, known)}")
     return values
-
-
-def checked(values: Mapping[str, Any], known: Iterable[str], where: str) -> dict[str, Any]:
-    """`values` as keyword arguments: lists become tuples.
-
-    Raises:
-        RecipeError: a key that is not in `known`.
-    """
-    names = tuple(known)
-    for key in values:
-        if key not in names:
-            raise RecipeError(f"unknown key {key!r} in {where}. {did_you_mean(key, names)}")
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}

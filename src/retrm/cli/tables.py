@@ -1,25 +1,31 @@
-"""Comparisons as aligned tables for people."""
+"""Comparisons and audits as aligned tables for people."""
 
+from collections.abc import Sequence
+
+import numpy as np
 from rich.console import Group
 
+from retrm.audit.tables import AuditTables, CellRow
 from retrm.cli.console import table
 from retrm.evaluation.best_of_n import Comparison
 from retrm.evaluation.preferences import PairComparison
-from retrm.metrics import Interval, format_interval
-
-
-def interval(value: Interval | None) -> str:
-    """`.812 [.790, .833]`, or a dash."""
-    if value is None:
-        return "–"
-    return format_interval(value.value, value.low, value.high)
+from retrm.metrics import Interval
+from retrm.reports.words import (
+    NONE,
+    feature_name,
+    figure,
+    is_number,
+    metric_name,
+    metric_of_record,
+    number,
+)
 
 
 def difference(value: Interval | None) -> str:
-    """The same, with a star where the interval excludes zero."""
+    """A figure, with a star where its interval excludes zero."""
     if value is None:
-        return "–"
-    return interval(value) + (" *" if value.low > 0 or value.high < 0 else "  ")
+        return NONE
+    return figure(value) + (" *" if value.low > 0 or value.high < 0 else "  ")
 
 
 def comparison_tables(comparison: Comparison | PairComparison) -> list[Group]:
@@ -54,10 +60,10 @@ def _figures(comparison: Comparison) -> Group:
     rows = [
         [
             row.name,
-            interval(row.pooled_auroc),
-            interval(row.within_auroc),
-            interval(row.best_of_n),
-            "–" if row.kind == "bound" else f"{row.recovered:.0%}",
+            figure(row.pooled_auroc),
+            figure(row.within_auroc),
+            figure(row.best_of_n),
+            NONE if row.kind == "bound" else f"{row.recovered:.0%}",
         ]
         for row in comparison.rows
     ]
@@ -74,10 +80,51 @@ def _pair_table(comparison: PairComparison) -> Group:
     rows = [
         [
             row.name,
-            interval(row.accuracy),
+            figure(row.accuracy),
             row.n_ties,
             *(difference(row.minus.get(name)) for name in others),
         ]
         for row in comparison.rows
     ]
     return table(title, columns, rows)
+
+
+def primary_table(tables: AuditTables) -> Group:
+    """The setting of record: a line a feature set, random draws as their mean, baselines below."""
+    facts = tables.facts
+    rows = [row for row in tables.cells if row.sweep == "primary"]
+    wanted = dict.fromkeys((metric_of_record(tables), "best_of_n"))
+    metrics = [metric for metric in wanted if any(row.metric == metric for row in rows)]
+    lines = [
+        [
+            _name(kind, [r for r in rows if (r.features, r.metric) == (kind, metrics[0])]),
+            *(_of_draws([r for r in rows if (r.features, r.metric) == (kind, m)]) for m in metrics),
+        ]
+        for kind in dict.fromkeys(row.features for row in rows)
+    ]
+    for name, words in (("pass_at_1", "pass@1"), ("oracle", "oracle")):
+        if is_number(facts.get(name)):
+            cells = (number(facts[name]) if m == "best_of_n" else NONE for m in metrics)
+            lines.append([words, *cells])
+    title = (
+        f"{facts['model']}, {facts['data']}: {facts['n_answers']:,} answers to "
+        f"{facts['n_prompts']:,} prompts, {facts['n_mixed']:,} to compare within; "
+        f"m = {facts['m']} of {facts['width']}; 95 % intervals over prompts"
+    )
+    return table(title, ["features", *(metric_name(m) for m in metrics)], lines)
+
+
+def _name(kind: str, rows: Sequence[CellRow]) -> str:
+    draws = f", mean of {len(rows)} (5 to 95 %)" if len(rows) > 1 else ""
+    return feature_name(kind) + draws
+
+
+def _of_draws(rows: Sequence[CellRow]) -> str:
+    """One figure with its interval, or the mean over several draws with where most of them lie."""
+    if not rows:
+        return NONE
+    if len(rows) > 1:
+        values = [row.value for row in rows]
+        low, high = np.percentile(values, (5, 95)).tolist()
+        return f"{number(float(np.mean(values)))} ({number(low)} to {number(high)})"
+    return figure(rows[0])

@@ -19,7 +19,9 @@ from retrm.metrics import (
     clustered_bootstrap,
     fold_auroc_statistic,
     mean_statistic,
+    n_mixed,
     paired_difference,
+    point_estimate,
     within_prompt_auroc_statistic,
 )
 from retrm.selection import apply
@@ -126,7 +128,7 @@ def compare(
         n_abstained = votes.n_abstained
     statistics["pass@1"] = ("bound", mean_statistic(labels, ids, weighting="prompt"))
     statistics["oracle"] = ("bound", best_of_k_statistic(labels, labels, ids))
-    points = {n: float(s(np.ones((1, len(s.prompts))))[0]) for n, (_, s) in statistics.items()}
+    points = {name: point_estimate(statistic) for name, (_, statistic) in statistics.items()}
     span = points["oracle"] - points["pass@1"]
     both = {**scores, **(baselines or {})}
     rows = []
@@ -163,7 +165,7 @@ def compare(
     return Comparison(
         rows=tuple(rows),
         n_prompts=len(sizes),
-        n_mixed=_n_mixed(labels, ids),
+        n_mixed=n_mixed(labels, ids),
         n_answers=len(labels),
         n_candidates=int(sizes.min()),
         n_abstained=n_abstained,
@@ -210,12 +212,6 @@ def majority_curve(
             right.append(votes.chosen_labels(labels[rows]).mean())
         curve.append(float(np.mean(right)))
     return curve
-
-
-def _n_mixed(labels: np.ndarray, ids: np.ndarray) -> int:
-    _, codes = np.unique(ids.astype(str), return_inverse=True)
-    right, total = np.bincount(codes, labels), np.bincount(codes)
-    return int(((right > 0) & (right < total)).sum())
 
 
 def _finite(name: str, values: np.ndarray) -> np.ndarray:

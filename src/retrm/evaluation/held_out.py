@@ -6,6 +6,7 @@ import numpy as np
 
 from retrm.evaluation.best_of_n import Comparison, compare
 from retrm.evaluation.preferences import PairComparison, compare_pairs
+from retrm.metrics import n_mixed
 from retrm.records import AnswerTable
 from retrm.scorers.baseline import LengthScorer
 
@@ -40,7 +41,7 @@ def measure(
     if pairs:
         return compare_pairs(scores, baselines, pairs, table.prompt_ids.tolist(), seed=seed)
     labelled = np.flatnonzero(~np.isnan(table.labels))
-    if not _has_mixed_prompt(table, labelled):
+    if not n_mixed(table.labels, table.prompt_ids):
         return None
     kept = table.take(labelled.tolist())
     keys = [answer.key for answer in kept.answers]
@@ -53,10 +54,3 @@ def measure(
         folds=None if folds is None else folds[labelled],
         seed=seed,
     )
-
-
-def _has_mixed_prompt(table: AnswerTable, rows: np.ndarray) -> bool:
-    seen: dict[str, set[float]] = {}
-    for row in rows.tolist():
-        seen.setdefault(table.answers[row].prompt_id, set()).add(float(table.labels[row]))
-    return any({0.0, 1.0} <= labels for labels in seen.values())

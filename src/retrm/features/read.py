@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from retrm.backbone.base import Backbone, Rendered, StatePoint, TokenBatch
-from retrm.backbone.batching import TOKENS_PER_BATCH, build, plan_batches
+from retrm.backbone.batching import TOKENS_PER_BATCH, BatchPlan, build, plan_batches
 from retrm.backbone.render import fit_to_context
 from retrm.errors import RecipeError
 from retrm.features.recipe import Recipe
 from retrm.features.reduce import BatchIndex, Features, Reducer, StateReducer
 from retrm.features.sink import FeatureSink, MemorySink
-from retrm.records import OVERLONG, Answer
+from retrm.records import Answer, check_overlong
 
 Overlong = Literal["error", "truncate_left", "skip"]
 PAD_ID = 0  # any valid id: padding stands behind every token that is read and is masked
@@ -79,8 +79,7 @@ def render_all(
         OverlongError: an answer with its prompt exceeds the context and `overlong` is "error".
         RenderError: messages the template cannot express; the message names the record.
     """
-    if overlong not in OVERLONG:
-        raise RecipeError(f"unknown policy overlong={overlong!r}; expected {', '.join(OVERLONG)}")
+    check_overlong(overlong)
     kept: list[Rendered] = []
     rows: list[int] = []
     n_truncated = 0
@@ -151,6 +150,13 @@ def read(
     )
 
 
+def count_tokens(
+    backbone: Backbone, rendered: Sequence[Rendered], *, tokens_per_batch: int = TOKENS_PER_BATCH
+) -> int:
+    """Real tokens that pass through the model when `read` reads these answers."""
+    return sum(plan.n_tokens for plan in _batches(backbone, rendered, tokens_per_batch, True))
+
+
 def read_rendered(
     backbone: Backbone, rendered: Sequence[Rendered], reducer: StateReducer
 ) -> Features:
@@ -173,12 +179,8 @@ def _read_into(
     done = sink.open(keys)
     missing = [i for i in range(len(keys)) if i not in done]
     pending = [rendered[i] for i in missing]
-    plans = plan_batches(
-        pending,
-        tokens_per_batch=tokens_per_batch,
-        share_prompts=share_prompts and backbone.shares_prompts,
-    )
-    tokens_total = sum(row.n_tokens for plan in plans for row in plan.rows)
+    plans = _batches(backbone, pending, tokens_per_batch, share_prompts)
+    tokens_total = sum(plan.n_tokens for plan in plans)
     started, n_tokens, n_done = time.monotonic(), 0, len(done)
     for plan in plans:
         batch = build(plan, pending, PAD_ID, device=backbone.device)
@@ -192,15 +194,27 @@ def _read_into(
     return sink.close(len(keys), layouts), n_tokens
 
 
+def _batches(
+    backbone: Backbone, rendered: Sequence[Rendered], tokens_per_batch: int, share_prompts: bool
+) -> list[BatchPlan]:
+    return plan_batches(
+        rendered,
+        tokens_per_batch=tokens_per_batch,
+        share_prompts=share_prompts and backbone.shares_prompts,
+    )
+
+
 def _reduce_batch(
     backbone: Backbone, batch: TokenBatch, reducers: Mapping[str, StateReducer]
 ) -> dict[str, Features]:
     index = BatchIndex.of(batch)
-    wanted = {state for reducer in reducers.values() for state in reducer.wanted}
+    shown = [(reducer, set(reducer.wanted)) for reducer in reducers.values()]
+    wanted = {state for _, pairs in shown for state in pairs}
 
     def visit(layer: int, point: StatePoint, states: Tensor) -> None:
-        for reducer in reducers.values():
-            reducer.visit(layer, point, states, index, batch)
+        for reducer, pairs in shown:
+            if (layer, point) in pairs:
+                reducer.visit(layer, point, states, index, batch)
 
     backbone.forward(batch, wanted, visit)
     return {name: reducer.finish(index) for name, reducer in reducers.items()}

@@ -17,7 +17,8 @@ Point = Literal["residual", "post_norm", "hidden_states"]
 Source = Literal["states", "logits", "log_probability"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
-_LAYERS = r"\s*(last|all|last\d+|-?\d+(\s*,\s*-?\d+)*)\s*"
+_NUMBERS = r"(-?\d+)(?:\s*-\s*(\d+))?"  # 8, or the range 8-16
+_LAYERS = rf"\s*(last|all|last\d+|{_NUMBERS}(\s*,\s*{_NUMBERS})*)\s*"
 CHOICES = {
     "pooling": ("last", "mean", "max", "tokens", "prompt_end"),
     "point": ("residual", "post_norm", "hidden_states"),
@@ -33,7 +34,7 @@ class Recipe:
 
     Attributes:
         layers: `last`, `all` (embedding output included), `last4` (the last four layers), or numbers
-            such as `8,16,24` (0 = embedding output, i = output of block i).
+            and ranges such as `8,16-24` (0 = embedding output, i = output of block i).
         point: `post_norm` (what the LM head multiplies), `residual` (before the final norm), or
             `hidden_states`: residual below the last layer and post_norm at the last, the tuple that
             transformers returns and that ELHSR reads.
@@ -73,10 +74,10 @@ class Recipe:
                     f"unknown {name} {got!r}; expected one of {', '.join(choices)}. "
                     f"{did_you_mean(str(got), choices)}"
                 )
-        if not re.fullmatch(_LAYERS, self.layers):
+        if not re.fullmatch(_LAYERS, self.layers) or any(a > b for a, b in self._ranges()):
             raise RecipeError(
-                f"cannot read layers {self.layers!r}; expected last, all, last4 or numbers such as "
-                "8,16,24"
+                f"cannot read layers {self.layers!r}; expected last, all, last4, or numbers and "
+                "ascending ranges such as 8,16-24"
             )
         spec = SubspaceSpec.parse(self.subspace)
         if self.source != "states" and spec.part != "full":
@@ -142,7 +143,11 @@ class Recipe:
                     f"(0 = embedding output, 1..{n_layers} = blocks)"
                 )
             return tuple(range(n_layers + 1 - count, n_layers + 1))
-        numbers = tuple(int(part) for part in text.split(","))
+        numbers = [  # of a range that leaves the model, one layer that does not exist is enough
+            i
+            for a, b in self._ranges()
+            for i in range(max(a, min(b, -1)), min(b, max(a, n_layers + 1)) + 1)
+        ]
         wrong = [i for i in numbers if not 0 <= i <= n_layers]
         if wrong:
             raise RecipeError(
@@ -152,6 +157,11 @@ class Recipe:
         if len(set(numbers)) < len(numbers):
             raise RecipeError(f"layers {text!r} name a layer twice")
         return tuple(sorted(numbers))
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        """First and last layer of each part of `layers`; none where a word stands."""
+        parts = (re.fullmatch(_NUMBERS, part.strip()) for part in self.layers.split(","))
+        return [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
 
     def wanted(self, n_layers: int) -> tuple[tuple[int, StatePoint], ...]:
         """The (layer, state point) pairs to read, in the order their features are laid out."""

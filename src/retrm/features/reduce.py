@@ -7,7 +7,7 @@ same reducer serves reading for a fit and scoring online, so a stored feature eq
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -67,7 +67,7 @@ class StateReducer(Protocol):
         index: "BatchIndex",
         batch: TokenBatch,
     ) -> None:
-        """Take what is needed from one layer's states; pairs that are not wanted come too."""
+        """Take what is needed from one layer's states, of a pair that is wanted."""
         ...
 
     def finish(self, index: "BatchIndex") -> "Features":
@@ -88,6 +88,11 @@ class Features:
     values: Float[Tensor, "rows features"]
     offsets: Int[Tensor, " answers_plus_one"]
     is_pooled: bool
+
+    @classmethod
+    def none(cls, n_answers: int) -> Self:
+        """No numbers for any of the answers: of a reducer that keeps sums of its own."""
+        return cls(torch.empty(n_answers, 0), torch.arange(n_answers + 1), True)
 
     @property
     def n_answers(self) -> int:
@@ -227,8 +232,6 @@ class Reducer:
         batch: TokenBatch,
     ) -> None:
         """Take what the recipe needs from one layer's states."""
-        if (layer, point) not in self.wanted:
-            return
         if self.recipe.source == "log_probability":
             self._out = self._log_probabilities(states, index, batch)
             return

@@ -15,28 +15,23 @@ Features are standardised by the mean and deviation of the moments that are fitt
 standardised weights, and the standardisation is folded into the result: score = features @ weight +
 bias. The intercept is not penalised.
 
-Pairs: least squares on differences x_chosen - x_rejected with target 1. The right x wrong pairs of
-a prompt need not be made. With n+ right rows of mean m+ and scatter S+ about it, and so for wrong,
-
-    sum over pairs of d d' / (n+ n-)  =  S+ / n+  +  S- / n-  +  (m+ - m-)(m+ - m-)'
-    sum over pairs of d    / (n+ n-)  =  m+ - m-
+Pairs: least squares on differences x_chosen - x_rejected with target 1.
 
 Precision: float64. A variance is the difference of two sums, so what is below 1e-13 of the squares
 that went into it (a deviation of 3e-7 of their root) is rounding; such a column counts as constant
-and gets weight 0. Subtracting moments loses digits in the same way: prefer sums of blocks.
+and gets weight 0.
 
 The grid of penalties is that of the logistic fits. There the curvature at w = 0 is C/4 + lam, here
 it is 2 (C + lam): lam of the logistic fit acts like 4 lam here, less than one step of the grid.
 
-Sources: Hoerl & Kennard 1970 (ridge); Hastie, Tibshirani & Friedman 2009, section 3.4.1; the
-identity of pairs is the analysis of variance of two groups.
+Sources: Hoerl & Kennard 1970 (ridge); Hastie, Tibshirani & Friedman 2009, section 3.4.1.
 
     >>> import torch
-    >>> from retrm.fitting.ridge import Moments, mean_squared_error, ridge_path
-    >>> moments = Moments.of(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), [0, 0, 1, 1])
-    >>> fit = ridge_path(moments, [1.0])[0]
-    >>> round(fit.weight.item(), 6), round(fit.bias, 6), round(mean_squared_error(moments, fit), 6)
-    (0.2, 0.2, 0.1)
+    >>> from retrm.fitting.ridge import Moments, choose_ridge
+    >>> block = Moments.of(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), [0, 0, 1, 1])
+    >>> fit = choose_ridge([block, block], [1.0])
+    >>> round(fit.weight.item(), 6), round(fit.bias, 6)
+    (0.2, 0.2)
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,9 +45,6 @@ from torch import Tensor
 
 from retrm.errors import FitError, LabelError, ShapeError
 from retrm.fitting.checks import (
-    PairWeighting,
-    check_weighting,
-    checked_codes,
     checked_features,
     checked_pairs,
     checked_penalties,
@@ -84,10 +76,8 @@ class Moments:
         xx: (D, D) float64, sum of w x x'.
         xy: (D,) float64, sum of w x y.
         yy: sum of w y^2.
-        magnitude: (D,) squares that were added up, or subtracted, to get the diagonal of `xx`: its
-            rounding error is a share of them. None = the diagonal itself.
-        n_left_out: rows that carry no information, because all answers to their prompt are right or
-            all are wrong.
+        magnitude: (D,) squares that were added up to get the diagonal of `xx`, or of what it was
+            projected from: its rounding error is a share of them. None = the diagonal itself.
     """
 
     weight: float
@@ -97,7 +87,6 @@ class Moments:
     xy: Float[Tensor, " features"]
     yy: float
     magnitude: Float[Tensor, " features"] | None = None
-    n_left_out: int = 0
 
     @property
     def width(self) -> int:
@@ -132,44 +121,6 @@ class Moments:
         parts = _slices(len(matrix), chunk_rows)
         chunks = ((matrix[part].double(), y[part], w[part]) for part in parts)
         return _summed(cls, matrix, chunks)
-
-    @classmethod
-    def within_prompts(
-        cls,
-        features: Float[Tensor, "rows features"],
-        targets: Sequence[float],
-        prompt_ids: Sequence[object],
-        *,
-        weighting: PairWeighting = "prompt",
-        chunk_rows: int = CHUNK_ROWS,
-    ) -> Self:
-        """Sums over all right x wrong differences inside a prompt, with target 1, no pair made.
-
-        The least-squares twin of `convex.pairs_within_prompts`. What the answers to a prompt share
-        drops out. A difference and its negative count one half each, so the sums `x` and `y`
-        are 0 and a fit has no intercept, asked for or not.
-
-        Args:
-            features: (n, D).
-            targets: (n,) 0 or 1.
-            prompt_ids: (n,) the prompt of every row.
-            weighting: "prompt" = every mixed prompt has weight 1; "pair" = every pair has.
-            chunk_rows: rows held in float64 at once, to the end of a prompt.
-
-        Raises:
-            FitError, ShapeError: as `of`.
-            LabelError: a target is not 0 or 1, or no prompt has both.
-            RecipeError: unknown weighting.
-        """
-        matrix = checked_features(features)
-        check_weighting(weighting)
-        right = _targets(targets, len(matrix))
-        refuse_labels(~np.isin(right, (0.0, 1.0)), right, "target", "0 or 1")
-        codes, prompts = checked_codes(prompt_ids, len(matrix))
-        rows = _rows_of_mixed_prompts(codes, len(prompts), right)
-        parts = _whole_prompts(rows, codes, chunk_rows)
-        chunks = (_group_terms(matrix, part, codes, right, weighting) for part in parts)
-        return _summed(cls, matrix, chunks, is_symmetric=True, n_left_out=len(matrix) - len(rows))
 
     @classmethod
     def of_pairs(
@@ -232,57 +183,17 @@ class Moments:
             _tensor_sum([block.xy for block in blocks]),
             sum(block.yy for block in blocks),
             _tensor_sum([_magnitude(block) for block in blocks]),
-            sum(block.n_left_out for block in blocks),
         )
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments.total([self, other])
-
-    def __sub__(self, other: "Moments") -> "Moments":
-        """The moments of the rows of `self` that are not in `other`.
-
-        If little is left, few digits are: `magnitude` remembers what was subtracted, so that
-        columns which are only rounding count as constant. A sum of the blocks wanted is exact.
-
-        Raises:
-            FitError: no weight is left.
-            ShapeError: another width.
-        """
-        _check_widths(self, other)
-        weight = self.weight - other.weight
-        if not weight > _TIE * self.weight:
-            raise FitError(
-                f"got moments of weight {other.weight:g} to take from {self.weight:g}; expected "
-                "some weight to be left. Add up the blocks that you want instead"
-            )
-        return Moments(
-            weight,
-            self.x - other.x,
-            self.y - other.y,
-            self.xx - other.xx,
-            self.xy - other.xy,
-            self.yy - other.yy,
-            _magnitude(self) + _magnitude(other),
-            self.n_left_out - other.n_left_out,
-        )
-
-    def project(self, basis: Float[Tensor, "features m"]) -> "Moments":
-        """The moments of `features @ basis`; the columns of `basis` need not be orthonormal.
-
-        Raises:
-            ShapeError: `basis` has not one row a feature.
-            FitError: `basis` is not finite.
-        """
-        return project_all([self], basis)[0]
 
 
 def project_all(
     blocks: Sequence[Moments], basis: Float[Tensor, "features m"]
 ) -> tuple[Moments, ...]:
-    """`Moments.project` of every block.
+    """The moments of `features @ basis` of every block.
 
     Raises:
-        ShapeError, FitError: as `Moments.project`.
+        ShapeError: `basis` has not one row a feature, or the blocks differ in width.
+        FitError: `basis` is not finite.
     """
     return project_many(blocks, [basis])[0]
 
@@ -294,13 +205,13 @@ def project_many(
 
     Args:
         blocks: moments of the same D features.
-        bases: each (D, m), of any widths m.
+        bases: each (D, m), of any widths m; columns need not be orthonormal.
 
     Returns:
         One tuple a basis, with one entry a block.
 
     Raises:
-        ShapeError, FitError: as `Moments.project`.
+        ShapeError, FitError: as `project_all`.
     """
     if not blocks or not bases:
         return tuple(() for _ in bases)
@@ -326,7 +237,7 @@ def _projected(block: Moments, everything: Tensor, directions: Sequence[Tensor])
         strict=True,
     )
     return [
-        Moments(block.weight, x, block.y, half @ rows.T, xy, block.yy, large, block.n_left_out)
+        Moments(block.weight, x, block.y, half @ rows.T, xy, block.yy, large)
         for rows, half, x, xy, large in parts
     ]
 
@@ -343,7 +254,7 @@ class RidgeFit:
         bias: intercept; 0 without one. Made for the rounded weight.
         lam: strength of the penalty, on standardised weights.
         is_at_end: whether `choose_ridge` took an end of the grid; if that happens often, widen the
-            grid for ALL feature sets that are compared. False where lam was given.
+            grid for ALL feature sets that are compared.
         n_constant: features without variance; their weight is 0.
     """
 
@@ -363,52 +274,6 @@ class _Path:
     n_constant: int
 
 
-def ridge_path(
-    moments: Moments,
-    lams: Sequence[float],
-    *,
-    standardise: bool = True,
-    has_intercept: bool = True,
-) -> tuple[RidgeFit, ...]:
-    """Minimise sum w (y - xw - b)^2 / sum w + lam |w|^2 for several lam: one eigendecomposition.
-
-    Args:
-        moments: of the rows to fit.
-        lams: each above 0, in any order.
-        standardise: scale features to unit variance first (without intercept: unit mean square);
-            False only centres them. Change it for all feature sets that are compared, or for none.
-        has_intercept: False neither centres nor adds b. Moments of pairs give the same either way.
-
-    Returns:
-        One fit a lam, in the order of `lams`.
-
-    Raises:
-        FitError: a lam that is not above 0, no lam, no weight, or sums that are not finite.
-        LabelError: all targets are the same.
-    """
-    path = _solve(moments, checked_penalties(lams), standardise, has_intercept)
-    return tuple(
-        _folded(path, row, moments, float(lam), has_intercept) for row, lam in enumerate(lams)
-    )
-
-
-def mean_squared_error(moments: Moments, fit: RidgeFit) -> float:
-    """Weighted mean of (y - x weight - bias)^2 over the rows behind `moments`.
-
-    Raises:
-        ShapeError: the fit has another width.
-        FitError: no weight.
-    """
-    if len(fit.weight) != moments.width:
-        raise ShapeError(
-            f"got a fit of {len(fit.weight)} features for moments of {moments.width}; expected the "
-            "same. Project the moments on the basis of the fit first"
-        )
-    _check_weight(moments)
-    weights = fit.weight.to(moments.xx)[None]
-    return float(_errors(moments, weights, weights.new_tensor([fit.bias])))
-
-
 def choose_ridge(
     blocks: Sequence[Moments],
     lams: Sequence[float] = LAMBDA_GRID,
@@ -424,18 +289,20 @@ def choose_ridge(
     Args:
         blocks: at least two, of disjoint prompts: folds are grouped by prompt by the caller.
         lams: penalties to try, each above 0; the same for every feature set that is compared.
-        standardise: as in `ridge_path`.
-        has_intercept: as in `ridge_path`.
+        standardise: scale features to unit variance first (without intercept: unit mean square);
+            False only centres them. Change it for all feature sets that are compared, or for none.
+        has_intercept: False neither centres nor adds b. Moments of pairs give the same either way.
 
     Raises:
-        FitError: fewer than two blocks, or as `ridge_path`.
+        FitError: fewer than two blocks, no lam, one that is not above 0, no weight, or sums that
+            are not finite.
         LabelError: all targets are the same, in total or without one of the blocks.
         ShapeError: blocks of different widths.
     """
     if len(blocks) < 2:
         raise FitError(
             f"got {len(blocks)} block(s) to choose lam by; expected at least 2, made of different "
-            "prompts. Make more folds, or give lam to `ridge_path`"
+            "prompts. Make more folds"
         )
     grid = sorted(checked_penalties(lams))
     everything = Moments.total(blocks)
@@ -449,7 +316,7 @@ def choose_ridge(
     best = int(is_best.nonzero()[-1])
     path = _solve(everything, grid[best : best + 1], standardise, has_intercept)
     is_at_end = grid[best] in (grid[0], grid[-1])
-    return _folded(path, 0, everything, grid[best], has_intercept, is_at_end=is_at_end)
+    return _folded(path, everything, grid[best], has_intercept, is_at_end)
 
 
 def _solve(
@@ -494,16 +361,10 @@ def _errors(moments: Moments, weights: Tensor, biases: Tensor) -> Tensor:
 
 
 def _folded(
-    path: _Path,
-    row: int,
-    moments: Moments,
-    lam: float,
-    has_intercept: bool,
-    *,
-    is_at_end: bool = False,
+    path: _Path, moments: Moments, lam: float, has_intercept: bool, is_at_end: bool
 ) -> RidgeFit:
-    """Round the weight to float32, and let the bias make up for the rounding on average."""
-    weight = path.weights[row].float()
+    """Round the only weight to float32, and let the bias make up for the rounding on average."""
+    weight = path.weights[0].float()
     bias = 0.0
     if has_intercept:
         bias = (moments.y - float(weight.double() @ moments.x)) / moments.weight
@@ -519,7 +380,6 @@ def _summed(
     chunks: Iterator[_Chunk],
     *,
     is_symmetric: bool = False,
-    n_left_out: int = 0,
 ) -> Moments:
     """Add up chunks (x, y, w); symmetric ones also hold (-x, -y), at half the weight each."""
     width = matrix.shape[1]
@@ -536,57 +396,13 @@ def _summed(
         rows = rows * w.sqrt()[:, None]
         xx.addmm_(rows.T, rows)
     if is_symmetric:
-        weight = yy  # every difference has the target 1; rows of scatter (target 0) are none
-    return kind(weight, x, y_sum, xx, xy, yy, xx.diagonal().clone(), n_left_out)
+        weight = yy  # every difference has the target 1
+    return kind(weight, x, y_sum, xx, xy, yy, xx.diagonal().clone())
 
 
 def _slices(n: int, chunk_rows: int) -> list[slice]:
     _check_chunk(chunk_rows)
     return [slice(start, start + chunk_rows) for start in range(0, n, chunk_rows)]
-
-
-def _rows_of_mixed_prompts(codes: np.ndarray, n_prompts: int, right: np.ndarray) -> np.ndarray:
-    """Rows of prompts with right and wrong answers, prompt by prompt."""
-    n_right = np.bincount(codes, weights=right, minlength=n_prompts)
-    is_mixed = (n_right > 0) & (n_right < np.bincount(codes, minlength=n_prompts))
-    if not is_mixed.any():
-        raise LabelError(
-            f"got {n_prompts} prompt(s), none with both a right and a wrong answer; expected at "
-            "least one. Sample more answers a prompt, or fit on rows: Moments.of"
-        )
-    order = np.argsort(codes, kind="stable")
-    return order[is_mixed[codes[order]]]
-
-
-def _whole_prompts(rows: np.ndarray, codes: np.ndarray, chunk_rows: int) -> list[np.ndarray]:
-    """Cut `rows`, sorted by prompt, into parts of about `chunk_rows` that split no prompt."""
-    _check_chunk(chunk_rows)
-    starts = np.flatnonzero(np.diff(codes[rows])) + 1
-    part_of_start = starts // chunk_rows
-    return np.split(rows, starts[np.diff(part_of_start, prepend=0) > 0])
-
-
-def _group_terms(
-    matrix: Tensor, rows: np.ndarray, codes: np.ndarray, right: np.ndarray, weighting: str
-) -> _Chunk:
-    """Rows whose squares add up to those of all pairs: see the identity at the top of the module.
-
-    They are the rows about the mean of their side, target 0, and one difference of means a prompt,
-    target 1.
-    """
-    _, first, local = np.unique(codes[rows], return_index=True, return_inverse=True)
-    side = torch.as_tensor(2 * local + right[rows].astype(np.int64), device=matrix.device)
-    x = matrix[torch.as_tensor(rows, device=matrix.device)].double()
-    # Exactly 0 where all answers agree, so that rounding is not taken for a feature.
-    x -= x[torch.as_tensor(first[local], device=matrix.device)]
-    counts = torch.bincount(side).double()
-    means = x.new_zeros(len(counts), x.shape[1]).index_add_(0, side, x) / counts[:, None]
-    per_prompt = torch.ones_like(counts[::2])
-    if weighting == "pair":
-        per_prompt = counts[::2] * counts[1::2]
-    y = torch.cat([torch.zeros_like(x[:, 0]), torch.ones_like(per_prompt)])
-    w = torch.cat([(per_prompt.repeat_interleave(2) / counts)[side], per_prompt])
-    return torch.cat([x - means[side], means[1::2] - means[::2]]), y, w
 
 
 def _tensor_sum(parts: Sequence[Tensor]) -> Tensor:

@@ -46,10 +46,7 @@ class Targets:
         judged = table.judged(label_threshold=label_threshold)
         labels, pairs = judged.labels, judged.preferences()
         if np.isnan(labels).all() and not pairs:
-            raise LabelError(
-                f"{len(table)} answers carry no labels, pairs or ranks; expected a label per answer, "
-                "chosen/rejected pairs, or ranks. Grade rollouts first: retrm grade ROLLOUTS"
-            )
+            raise without_targets(len(table))
         groups = _group_numbers(table)
         index = torch.tensor([[p.chosen, p.rejected] for p in pairs], dtype=torch.int64)
         index = index.reshape(-1, 2)
@@ -82,6 +79,14 @@ class Targets:
     def n_prompts(self) -> int:
         """Number of different prompts."""
         return int(torch.unique(self.groups).numel())
+
+
+def without_targets(n: int) -> LabelError:
+    """What is raised for answers that carry nothing to learn from."""
+    return LabelError(
+        f"{n} answers carry no labels, pairs or ranks; expected a label per answer, chosen/rejected "
+        "pairs, or ranks. Grade rollouts first: retrm grade ROLLOUTS"
+    )
 
 
 def default_loss(targets: Targets, wanted: str) -> str:

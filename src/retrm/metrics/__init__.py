@@ -11,7 +11,7 @@ the interval of one statistic, `paired_difference` that of a difference under th
 `Resamples` those of many statistics from prompts that are drawn once.
 
     points      plain figures of a table
-    statistics  figures as functions of prompt counts: means, best-of-k, calibration
+    statistics  figures as functions of prompt counts: means, best-of-k
     pairs       the same for right x wrong pairs: AUROC of several kinds
     residuals   scores less what length and confidence explain
     intervals   bootstrap over prompts
@@ -28,17 +28,25 @@ from retrm.metrics.intervals import (
     N_RESAMPLES,
     Interval,
     Resamples,
-    bootstrap_p_value,
     clustered_bootstrap,
     paired_difference,
 )
-from retrm.metrics.p_values import draw_error, holm, rank_p_value, student_p_value, welch_p_value
+from retrm.metrics.p_values import (
+    draw_error,
+    holm,
+    n_at_least_as_good,
+    rank_p_value,
+    student_p_value,
+    student_quantile,
+    welch_p_value,
+)
 from retrm.metrics.pairs import (
     AUROCStatistic,
     FoldAUROCStatistic,
     auroc_statistic,
     fold_auroc_statistic,
     length_matched_auroc_statistic,
+    length_matched_pair_statistic,
     within_prompt_auroc_statistic,
 )
 from retrm.metrics.points import (
@@ -52,6 +60,7 @@ from retrm.metrics.points import (
     expected_calibration_error,
     log_loss,
     log_loss_terms,
+    n_mixed,
     pair_accuracy,
     subset_weights,
     within_prompt_auroc,
@@ -59,13 +68,12 @@ from retrm.metrics.points import (
 from retrm.metrics.residuals import residual_scores
 from retrm.metrics.statistics import (
     AverageStatistic,
-    CalibrationStatistic,
     DifferenceStatistic,
     PromptStatistic,
     RatioStatistic,
     best_of_k_statistic,
-    calibration_statistic,
     mean_statistic,
+    point_estimate,
 )
 from retrm.metrics.text import format_interval, format_number
 
@@ -74,7 +82,6 @@ __all__ = [
     "AUROCStatistic",
     "AverageStatistic",
     "BestOfN",
-    "CalibrationStatistic",
     "DifferenceStatistic",
     "FoldAUROCStatistic",
     "Interval",
@@ -87,9 +94,7 @@ __all__ = [
     "auroc_statistic",
     "best_of_k_statistic",
     "best_of_n",
-    "bootstrap_p_value",
     "brier",
-    "calibration_statistic",
     "clustered_bootstrap",
     "draw_error",
     "expected_best_of_k",
@@ -99,14 +104,19 @@ __all__ = [
     "format_number",
     "holm",
     "length_matched_auroc_statistic",
+    "length_matched_pair_statistic",
     "log_loss",
     "log_loss_terms",
     "mean_statistic",
+    "n_at_least_as_good",
+    "n_mixed",
     "pair_accuracy",
     "paired_difference",
+    "point_estimate",
     "rank_p_value",
     "residual_scores",
     "student_p_value",
+    "student_quantile",
     "subset_weights",
     "welch_p_value",
     "within_prompt_auroc",

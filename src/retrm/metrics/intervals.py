@@ -1,19 +1,15 @@
-"""Intervals and p-values from resampling prompts with all their rows.
+"""Intervals from resampling prompts with all their rows.
 
-One object draws the prompts once; every statistic over the same prompts uses the same resamples:
-
-    interval   the (1 - level)/2 and (1 + level)/2 quantiles of the resampled values
-    p-value    2 min((1 + #[d <= 0]) / (1 + R), (1 + #[d >= 0]) / (1 + R)), at most 1
-
-of a paired difference d over R resamples. Percentile bootstrap over clusters (Efron & Tibshirani 1993,
-ch. 13; the added one is Davison & Hinkley 1997, 4.2). `clustered_bootstrap`, `paired_difference` and
-`bootstrap_p_value` are for one figure, `Resamples` for many.
+One object draws the prompts once; every statistic over the same prompts uses the same resamples, and
+the ends of an interval are the (1 - level)/2 and (1 + level)/2 quantiles of the resampled values.
+Percentile bootstrap over clusters (Efron & Tibshirani 1993, ch. 13). `clustered_bootstrap` and
+`paired_difference` are for one figure, `Resamples` for many.
 
 >>> from retrm.metrics import Resamples, mean_statistic
 >>> right = mean_statistic([1, 0, 1, 1], ["a", "a", "b", "c"])
 >>> resamples = Resamples(right.prompts)
->>> resamples.interval(right).value, resamples.p_value(right, right)
-(0.75, 1.0)
+>>> resamples.interval(right).value, resamples.difference(right, right).high
+(0.75, 0.0)
 """
 
 import math
@@ -24,15 +20,18 @@ from functools import cached_property
 import numpy as np
 
 from retrm.errors import DataError
-from retrm.metrics.statistics import DifferenceStatistic, PromptStatistic, check_same_prompts
+from retrm.metrics.statistics import (
+    DifferenceStatistic,
+    PromptStatistic,
+    check_same_prompts,
+    point_estimate,
+)
 
 N_RESAMPLES = 2000
 # Counts of about this many prompts x resamples are worked on at once: 8 MB of float64.
 CHUNK_CELLS = 1_000_000
 # Up to this many are kept, at a byte each; beyond, they are drawn again for every statistic.
 HELD_CELLS = 256_000_000
-# Two statistics that are equal on paper may differ by this much; it then counts for both sides.
-_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -106,23 +105,13 @@ class Resamples:
         """
         defined = self._defined(statistic)
         low, high = np.quantile(defined, [(1 - self.level) / 2, (1 + self.level) / 2])
-        value = float(statistic(np.ones((1, len(self.prompts))))[0])
+        value = point_estimate(statistic)
         n_undefined = self.n_resamples - len(defined)
         return Interval(value, float(low), float(high), statistic.n, len(self.prompts), n_undefined)
 
     def difference(self, first: PromptStatistic, second: PromptStatistic) -> Interval:
         """First - second with its interval; raises as `interval`."""
         return self.interval(DifferenceStatistic(first, second))
-
-    def p_value(self, first: PromptStatistic, second: PromptStatistic) -> float:
-        """Two-sided p-value of first - second being 0; raises as `interval`.
-
-        The smallest is 2 / (1 + n_resamples), too coarse for a correction over hundreds of
-        comparisons: `welch_p_value` of `standard_error` is not bound by the number of resamples.
-        """
-        gaps = self._defined(DifferenceStatistic(first, second))
-        n_tail = min((gaps <= _ROUNDING).sum(), (gaps >= -_ROUNDING).sum())
-        return min(1.0, 2 * float(1 + n_tail) / (1 + len(gaps)))
 
     def standard_error(self, first: PromptStatistic, second: PromptStatistic) -> float:
         """Bootstrap standard error of first - second; NaN with a single prompt, which has none.
@@ -214,24 +203,3 @@ def paired_difference(
         DataError: the two are over different prompts; otherwise as `clustered_bootstrap`.
     """
     return Resamples(first.prompts, n_resamples, seed, level).difference(first, second)
-
-
-def bootstrap_p_value(
-    first: PromptStatistic,
-    second: PromptStatistic,
-    *,
-    n_resamples: int = N_RESAMPLES,
-    seed: int = 0,
-) -> float:
-    """Two-sided p-value of first - second, from the same resamples as `paired_difference`.
-
-    Args:
-        first: a metric over prompts.
-        second: another over the same prompts.
-        n_resamples: number R of resamples; the smallest p-value is 2 / (1 + R).
-        seed: same seed, same p-value.
-
-    Raises:
-        DataError: as `paired_difference`.
-    """
-    return Resamples(first.prompts, n_resamples, seed).p_value(first, second)

@@ -2,7 +2,6 @@
 
     pairs won   by one sort: a right candidate beats the wrong ones below it, half of those level
     top credit  mean label of the candidates that share the top score
-    ECE gaps    sigmoid(score) - label, in the bin of the row
 
 Arrays come in checked (`retrm.metrics.checks`).
 """
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrm.errors import LabelError, RecipeError
+from retrm.errors import LabelError
 from retrm.metrics.checks import checked_codes, checked_scores_and_labels
 
 
@@ -82,18 +81,6 @@ def top_credit(
     is_top = scores == top[codes]
     n_top = np.bincount(codes[is_top], minlength=n_prompts)
     return np.bincount(codes[is_top], labels[is_top], minlength=n_prompts) / n_top, n_top
-
-
-def calibration_gaps(scores: Sequence[float], labels: Sequence[float], n_bins: int) -> np.ndarray:
-    """(n, bins): sigmoid(score) - label in the bin of the row, 0 elsewhere."""
-    if n_bins < 1:
-        raise RecipeError(f"got n_bins = {n_bins}; expected at least 1, usually 10.")
-    scores, labels = checked_scores_and_labels(scores, labels, binary=True)
-    probability = sigmoid(scores)
-    bins = np.minimum((probability * n_bins).astype(np.int64), n_bins - 1)
-    gaps = np.zeros((len(scores), n_bins))
-    gaps[np.arange(len(scores)), bins] = probability - labels
-    return gaps
 
 
 def sigmoid(scores: np.ndarray) -> np.ndarray:

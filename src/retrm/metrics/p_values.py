@@ -5,8 +5,6 @@
     Welch  Student t of gap / sqrt(sum e_i^2), df = (sum e_i^2)^2 / sum(e_i^4 / df_i)
                                                           (Welch 1947; Satterthwaite 1946)
 
-The p-value of a paired difference by resamples alone: see `retrm.metrics.intervals`.
-
 >>> from retrm.metrics.p_values import holm
 >>> holm([0.01, 0.04, 0.03]).round(4).tolist()
 [0.03, 0.06, 0.06]
@@ -36,9 +34,13 @@ def rank_p_value(value: float, draws: Sequence[float]) -> float:
     Raises:
         ScoreError: a number is NaN or infinite, or there are no draws.
     """
+    return (1 + n_at_least_as_good(value, draws)) / (1 + len(draws))
+
+
+def n_at_least_as_good(own: float, draws: Sequence[float]) -> int:
+    """Number of draws that reach a value; higher is better. Raises as `rank_p_value`."""
     opponents = finite_scores(draws, "draws")
-    got = finite_scores([value], "value")[0]
-    return float(1 + (opponents >= got).sum()) / (1 + len(opponents))
+    return int((opponents >= finite_scores([own], "value")[0]).sum())
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -142,6 +144,22 @@ def student_p_value(t: float, df: float) -> float:
         return math.erfc(abs(t) / math.sqrt(2))
     # 1 - x is worked out by itself: near t = 0 it would be lost in 1 - x.
     return _incomplete_beta(df / (df + t * t), t * t / (df + t * t), df / 2, 0.5)
+
+
+def student_quantile(p: float, df: float) -> float:
+    """The t of which the two-sided tail is `p`: half the width of an interval, in standard errors.
+
+    Args:
+        p: between 0 and 1, both excluded; .05 for an interval of 95 %.
+        df: as in `student_p_value`.
+    """
+    low, high = 0.0, 1.0
+    while student_p_value(high, df) > p:
+        high *= 2
+    for _ in range(80):  # halves, down to the last digit
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_p_value(middle, df) > p else (low, middle)
+    return high
 
 
 def _incomplete_beta(x: float, rest: float, a: float, b: float) -> float:

@@ -230,23 +230,69 @@ def length_matched_auroc_statistic(
     credit, prompts = mixed_credit(scores, labels, prompt_ids)
     scores, labels = checked_scores_and_labels(scores, labels, binary=True)
     tokens = _checked_lengths(lengths, scores)
-    if not 0 <= tolerance <= 1:
-        raise RecipeError(f"got tolerance = {tolerance}; expected 0 to 1, usually 0.1.")
     codes, _ = checked_codes(prompt_ids, len(scores))
     right, wrong = _pairs_of_prompts(labels, codes, len(prompts))
-    gap = np.abs(tokens[right] - tokens[wrong])
-    near = gap <= tolerance * np.maximum(tokens[right], tokens[wrong]) + _SLACK
+    near = _are_alike(tokens[right], tokens[wrong], tolerance)
     if not near.any():
-        raise LabelError(
-            f"got {int(credit.n_pairs.sum())} right x wrong pairs, none with token counts within "
-            f"{tolerance:.0%} of each other; expected at least one. Raise the tolerance, or leave "
-            "the length-matched figure out."
-        )
+        raise _none_alike(f"{int(credit.n_pairs.sum())} right x wrong", tolerance)
     right, wrong = right[near], wrong[near]
     won = (scores[right] > scores[wrong]) + (scores[right] == scores[wrong]) / 2
     n_pairs = np.bincount(codes[right], minlength=len(prompts)).astype(np.float64)
     matched = PairCredit(np.bincount(codes[right], won, minlength=len(prompts)), n_pairs)
     return _credit_statistic(matched, prompts, weighting)
+
+
+def length_matched_pair_statistic(
+    chosen: Sequence[float],
+    rejected: Sequence[float],
+    prompt_ids: Sequence[object],
+    chosen_lengths: Sequence[float],
+    rejected_lengths: Sequence[float],
+    *,
+    tolerance: float = 0.1,
+) -> RatioStatistic:
+    """Accuracy over preference pairs of like length, ties one half; every pair counts the same.
+
+    Args:
+        chosen: (P,) scores of the preferred answers.
+        rejected: (P,) scores of the others.
+        prompt_ids: (P,) the prompt of every pair.
+        chosen_lengths: (P,) tokens, not below 0.
+        rejected_lengths: (P,) the same of the others.
+        tolerance: as in `length_matched_auroc_statistic`.
+
+    Returns:
+        The statistic over all prompts; its `n` is the number of pairs left.
+
+    Raises:
+        ScoreError: a score or a length is NaN or infinite, or there is not one a pair.
+        LabelError: no pair is left.
+        DataError: a length below 0.
+        RecipeError: impossible tolerance.
+    """
+    better, worse = finite_scores(chosen, "chosen"), finite_scores(rejected, "rejected")
+    check_length(worse, better, "rejected scores")
+    tokens = (_checked_lengths(lengths, better) for lengths in (chosen_lengths, rejected_lengths))
+    near = _are_alike(*tokens, tolerance)
+    if not near.any():
+        raise _none_alike(f"{len(better)} preference", tolerance)
+    codes, prompts = checked_codes(prompt_ids, len(better))
+    won = (np.sign(better - worse) + 1) / 2 * near
+    wins, sizes = (np.bincount(codes, x, minlength=len(prompts)) for x in (won, near))
+    return RatioStatistic(prompts, wins, sizes, int(near.sum()))
+
+
+def _are_alike(first: np.ndarray, second: np.ndarray, tolerance: float) -> np.ndarray:
+    if not 0 <= tolerance <= 1:
+        raise RecipeError(f"got tolerance = {tolerance}; expected 0 to 1, usually 0.1.")
+    return np.abs(first - second) <= tolerance * np.maximum(first, second) + _SLACK
+
+
+def _none_alike(pairs: str, tolerance: float) -> LabelError:
+    return LabelError(
+        f"got {pairs} pairs, none with token counts within {tolerance:.0%} of each other; expected "
+        "at least one. Raise the tolerance, or leave the length-matched figure out."
+    )
 
 
 def _credit_statistic(credit: PairCredit, prompts: np.ndarray, weighting: str) -> RatioStatistic:

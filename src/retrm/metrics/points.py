@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrm.errors import RecipeError
 from retrm.metrics.checks import (
     check_both_classes,
     check_length,
@@ -26,7 +27,6 @@ from retrm.metrics.checks import (
     finite_scores,
 )
 from retrm.metrics.kernels import (
-    calibration_gaps,
     mixed_credit,
     pair_credit,
     sigmoid,
@@ -151,6 +151,16 @@ def within_prompt_auroc(
     )
 
 
+def n_mixed(labels: Sequence[float], prompt_ids: Sequence[object]) -> int:
+    """Prompts with both a right (1) and a wrong (0) answer; any other label, or NaN, is neither."""
+    truth = np.asarray(labels, dtype=np.float64)
+    if not truth.size:
+        return 0
+    codes, _ = checked_codes(prompt_ids, len(truth))
+    has_right, has_wrong = (np.bincount(codes, truth == label) > 0 for label in (1, 0))
+    return int((has_right & has_wrong).sum())
+
+
 def best_of_n(
     scores: Sequence[float], labels: Sequence[float], prompt_ids: Sequence[object]
 ) -> BestOfN:
@@ -251,5 +261,10 @@ def expected_calibration_error(
         LabelError: a label is not 0 or 1.
         RecipeError: n_bins below 1.
     """
-    gaps = calibration_gaps(scores, labels, n_bins)
-    return float(np.abs(gaps.sum(axis=0)).sum() / len(gaps))
+    if n_bins < 1:
+        raise RecipeError(f"got n_bins = {n_bins}; expected at least 1, usually 10.")
+    scores, labels = checked_scores_and_labels(scores, labels, binary=True)
+    probability = sigmoid(scores)
+    bins = np.minimum((probability * n_bins).astype(np.int64), n_bins - 1)
+    gaps = np.bincount(bins, probability - labels)
+    return float(np.abs(gaps).sum() / len(scores))

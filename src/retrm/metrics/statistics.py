@@ -3,7 +3,7 @@
     counts (R, P)  ->  value of the metric in each of the R resamples
 
 Answers to one prompt are not independent, so intervals resample PROMPTS with all their rows. Here are
-the protocol, ratios of sums (means over rows, prompts or pairs), calibration, and the two ways to put
+the protocol, ratios of sums (means over rows, prompts or pairs), and the two ways to put
 statistics together: their mean, and the difference of two. Those of right x wrong pairs stand in
 `retrm.metrics.pairs`.
 
@@ -26,7 +26,7 @@ from retrm.metrics.checks import (
     checked_weighting,
     finite_scores,
 )
-from retrm.metrics.kernels import calibration_gaps, ratio, sorted_block_means, top_credit
+from retrm.metrics.kernels import ratio, sorted_block_means, top_credit
 from retrm.metrics.points import subset_weights
 
 
@@ -65,27 +65,6 @@ class RatioStatistic:
     def __call__(self, counts: np.ndarray) -> np.ndarray:
         """(R, P) counts -> (R,) values."""
         return ratio(counts @ self.numerator, counts @ self.denominator)
-
-
-@dataclass(frozen=True, eq=False)
-class CalibrationStatistic:
-    """Expected calibration error from each prompt's sums per bin.
-
-    Attributes:
-        prompts: (P,) ids, sorted.
-        gaps: (P, bins) sum of sigmoid(score) - label.
-        sizes: (P,) rows.
-        n: rows.
-    """
-
-    prompts: np.ndarray
-    gaps: np.ndarray
-    sizes: np.ndarray
-    n: int
-
-    def __call__(self, counts: np.ndarray) -> np.ndarray:
-        """(R, P) counts -> (R,) values."""
-        return ratio(np.abs(counts @ self.gaps).sum(axis=1), counts @ self.sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +153,11 @@ class DifferenceStatistic:
         return self.first(counts) - self.second(counts)
 
 
+def point_estimate(statistic: PromptStatistic) -> float:
+    """The value on all prompts, each counted once."""
+    return float(statistic(np.ones((1, len(statistic.prompts))))[0])
+
+
 def check_same_prompts(first: PromptStatistic, second: PromptStatistic) -> None:
     """Refuse statistics whose counts would mean different prompts."""
     if not np.array_equal(first.prompts, second.prompts):
@@ -237,21 +221,6 @@ def best_of_k_statistic(
     else:
         values = _best_of_k_by_prompt(scores, labels, codes, prompts, k)
     return RatioStatistic(prompts, values, np.ones(len(prompts)), len(scores))
-
-
-def calibration_statistic(
-    scores: Sequence[float],
-    labels: Sequence[float],
-    prompt_ids: Sequence[object],
-    *,
-    n_bins: int = 10,
-) -> CalibrationStatistic:
-    """Expected calibration error for `clustered_bootstrap`; raises as the point value."""
-    rows = calibration_gaps(scores, labels, n_bins)
-    codes, prompts = checked_codes(prompt_ids, len(rows))
-    gaps = np.zeros((len(prompts), n_bins))
-    np.add.at(gaps, codes, rows)
-    return CalibrationStatistic(prompts, gaps, np.bincount(codes).astype(np.float64), len(rows))
 
 
 def _best_of_k_by_prompt(

@@ -159,7 +159,9 @@ def _heat(rows: Sequence[CellRow], pooling: str) -> tuple[list[str], list[int], 
         places, draws = by_place(line, "layer")
         for place, drawn in zip(places, draws, strict=True):
             values[i, layers.index(place)] = drawn.mean()
-    return [name for name, _ in found], layers, values
+    means = {name for name, line in found if any(row.draw for row in line)}
+    names = [f"{name} (mean of draws)" if name in means else name for name, _ in found]
+    return names, layers, values
 
 
 def _write_values(axes: "Axes", values: np.ndarray, turn: float) -> None:
@@ -222,7 +224,11 @@ def distinct_lines(
     for row in chosen:
         groups.setdefault(tuple(getattr(row, name) for name in varied), []).append(row)
     for key, group in groups.items():
-        words = ", ".join(f"{name} {value}" for name, value in zip(varied, key, strict=True))
+        # Of a matrix, a pooling or a head the value says what it is.
+        words = ", ".join(
+            str(value) if name in ("matrix", "pooling", "head") else f"{name} {value}"
+            for name, value in zip(varied, key, strict=True)
+        )
         yield f"{feature_name(kind)} ({words})", group
 
 
@@ -372,12 +378,13 @@ def _draw_level(axes: "Axes", kind: str, rows: Sequence[CellRow]) -> None:
 
 
 def _log_axis(axes: "Axes", places: Sequence[int]) -> None:
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import FixedLocator
 
     axes.set_xscale("log", base=2)
     shown: list[int] = []
     for place in places:
-        if not shown or place > 1.25 * shown[-1]:  # nearer labels would run into each other
+        if not shown or place > 1.4 * shown[-1]:  # nearer labels would run into each other
             shown.append(place)
     axes.set_xticks(shown, [f"{place:,}" for place in shown])
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_locator(FixedLocator([p for p in places if p not in shown]))
+    axes.tick_params(axis="x", which="minor", labelbottom=False)

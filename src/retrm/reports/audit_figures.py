@@ -67,11 +67,12 @@ FIGURES: tuple[FigureKind, ...] = (
         "contrasts",
         "How sure are the differences?",
         "Every point is one kind of features minus another on the same prompts; the bar is its 95 % "
-        "interval over prompts, heads held fixed. The shaded strip is the margin within which a difference does not "
-        "matter. Only the primary contrast, and the one against the full state, were fixed before "
-        "looking.",
+        "interval over prompts, heads held fixed. The shaded strip is the margin within which a "
+        "difference does not matter. Only the primary contrast, and the one against the full state, were "
+        "fixed before looking; of the others those at the same width are shown, and all are in "
+        "contrasts.parquet.",
         "The primary interval (reasoning minus random) lies wholly to the right of zero, and hardly "
-        "any single random subspace does as well: rank p of .05 or less among 19 or more.",
+        "any single random subspace does as well: rank p of .025 or less among 39 or more.",
         "It lies within the margin, or to the left of zero with hardly any random subspace as bad. An "
         "interval that crosses both zero and the margin decides nothing; one that excludes zero "
         "while more random subspaces lie as far out is within their spread.",
@@ -126,7 +127,8 @@ FIGURES: tuple[FigureKind, ...] = (
     FigureKind(
         "heat_map",
         "Layers and kinds of features at a glance",
-        "The same figures as a map; random is the mean over its draws.",
+        "The same figures as a map; random is the mean over its draws, so it varies less than one "
+        "subspace does.",
         "The reasoning row is brighter than the random row.",
         "The two rows look alike: what varies is the layer.",
         ("cells",),
@@ -148,7 +150,9 @@ FIGURES: tuple[FigureKind, ...] = (
         "Does it pick better answers?",
         "Accuracy when k candidates are drawn and the one with the highest score is kept, an exact "
         "expectation over all subsets. Majority votes need no score; the oracle keeps a right "
-        "answer whenever there is one. Random is the mean over random subspaces.",
+        "answer whenever there is one. Random is the mean over random subspaces. The scores are those "
+        "of one way to split the prompts; the tables give the mean over all of them, so the right end "
+        "differs a little from theirs.",
         "The reasoning curve rises above random, majority and log-probability.",
         "It runs with or below random or log-probability, which costs nothing to read.",
         ("curves",),
@@ -221,6 +225,8 @@ def draw_audit(tables: AuditTables) -> tuple[Picture, ...]:
 def write_pictures(folder: str | Path, pictures: Sequence[Picture]) -> tuple[Path, ...]:
     """Write NAME.png for each; the paths in the same order.
 
+    Pictures of an earlier run, from tables that this one does not have, are removed.
+
     Raises:
         OutputError: the folder cannot be written.
     """
@@ -228,4 +234,8 @@ def write_pictures(folder: str | Path, pictures: Sequence[Picture]) -> tuple[Pat
     for path, picture in zip(paths, pictures, strict=True):
         with atomic_write(path) as out:
             out.write(picture.png)
+    for kind in FIGURES:
+        stale = Path(folder) / f"{kind.name}.png"
+        if stale not in paths and stale.is_file():
+            stale.unlink()
     return paths

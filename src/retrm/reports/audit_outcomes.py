@@ -30,7 +30,7 @@ from retrm.reports.words import (
     is_number,
     metric_name,
     metric_of_record,
-    signed,
+    number,
     span,
 )
 
@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_CONTRASTS = 40
+# Sweeps of few contrasts each; the others have pictures of their own.
+_SHOWN_SWEEPS = ("primary", "controls", "pooling", "matrix")
 _SETTINGS = ("m", "pooling", "layer", "matrix", "head", "n_train_prompts")
 _ROLES = {
     "primary": (RED, "primary (fixed before looking)", 7),
@@ -50,9 +51,9 @@ _ROLES = {
 def contrasts_figure(tables: AuditTables) -> "Figure | None":
     """Paired differences with intervals; the primary one on top, the margin shaded."""
     rows = contrasts_of_record(tables)
-    if not rows:
+    shown = [row for row in rows if row.role != "exploratory" or _is_shown(row, tables)]
+    if not shown:
         return None
-    shown = rows[:MAX_CONTRASTS]
     figure, (axes,) = canvas(10.6, 1.5 + 0.3 * len(shown))
     axes.axvspan(-MARGIN, MARGIN, color=SKY, alpha=0.25, lw=0, label=f"margin ±{MARGIN:g}")
     axes.axvline(0, color=INK, lw=1)
@@ -70,7 +71,7 @@ def contrasts_figure(tables: AuditTables) -> "Figure | None":
     common = _settings(shown[0], [name for name in _SETTINGS if name not in varied])
     axes.set_xlabel(
         f"difference of {metric_name(metric_of_record(tables))}, 95 % interval over prompts"
-        + (f"; {left_out} more in contrasts.csv" if left_out else "")
+        + (f"; {left_out} more in contrasts.parquet" if left_out else "")
         + (f"\nall: {common}" if common else "")
     )
     figure.legend(loc="outside upper right", ncols=4, frameon=False, labelcolor=INK, fontsize=9)
@@ -78,11 +79,27 @@ def contrasts_figure(tables: AuditTables) -> "Figure | None":
     return figure
 
 
+def _is_shown(row: ContrastRow, tables: AuditTables) -> bool:
+    """Of exploratory ones the few that stay near the contrast of record: its width, and random."""
+    if row.sweep in ("primary", "controls"):  # with scalars m counts those too
+        return True
+    is_against_random = (row.first, row.second) == ("reasoning", "random")
+    return (
+        row.sweep in _SHOWN_SWEEPS and is_against_random and row.m == tables.facts.get("m", row.m)
+    )
+
+
 def contrasts_of_record(tables: AuditTables) -> list[ContrastRow]:
-    """Contrasts in the metric of record: primary, economy, then the others as measured."""
-    roles = list(_ROLES)
+    """Contrasts in the metric of record: primary, economy, then the others by sweep."""
+    roles, sweeps = list(_ROLES), list(_SHOWN_SWEEPS)
     rows = [row for row in tables.contrasts if row.metric == metric_of_record(tables)]
-    return sorted(rows, key=lambda row: roles.index(row.role) if row.role in roles else len(roles))
+    return sorted(
+        rows,
+        key=lambda row: (
+            roles.index(row.role) if row.role in roles else len(roles),
+            sweeps.index(row.sweep) if row.sweep in sweeps else len(sweeps),
+        ),
+    )
 
 
 def contrast_name(row: ContrastRow, settings: Sequence[str] = _SETTINGS) -> str:
@@ -99,7 +116,7 @@ def _settings(row: ContrastRow, names: Sequence[str]) -> str:
         "layer": f"layer {row.layer}" if row.layer >= 0 else "",
         "matrix": row.matrix if row.matrix != "-" else "",
         "head": row.head if row.head != "-" else "",
-        "n_train_prompts": f"{row.n_train_prompts:,} prompts",
+        "n_train_prompts": f"{row.n_train_prompts:,} training prompts",
     }
     return ", ".join(words[name] for name in names if words[name])
 
@@ -114,7 +131,7 @@ def _label_contrasts(axes: "Axes", rows: Sequence[ContrastRow], varied: Sequence
     right = axes.secondary_yaxis("right")
     right.set_yticks(
         range(len(rows)),
-        [f"{signed(r.value)} {span(r.low, r.high, is_difference=True)}" for r in rows],
+        [f"{number(r.value)} {span(r.low, r.high)}" for r in rows],
         fontsize=8.5,
     )
     right.spines["right"].set_visible(False)
@@ -230,7 +247,7 @@ def _draw_scores(axes: "Axes", rows: Sequence[AnswerRow], kind: str) -> None:
     axes.text(
         0.98,
         0.02,
-        f"correlation {signed(everywhere)}\nwithin prompts {signed(inside)}",
+        f"correlation {number(everywhere)}\nwithin prompts {number(inside)}",
         transform=axes.transAxes,
         ha="right",
         va="bottom",

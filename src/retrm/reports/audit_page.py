@@ -6,6 +6,7 @@ outside is escaped, and a content security policy forbids the page to load anyth
 """
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,32 +20,22 @@ from retrm.audit.tables import ROW_TYPES, AuditTables, CellRow, ContrastRow, Ver
 from retrm.features.caveat import CAVEAT
 from retrm.files import atomic_write
 from retrm.reports.audit_cells import SETTINGS, distinct_lines, in_order
-from retrm.reports.audit_figures import Picture, draw_audit
+from retrm.reports.audit_figures import Picture, draw_audit, write_pictures
 from retrm.reports.audit_outcomes import contrast_name
 from retrm.reports.page_style import STYLE
 from retrm.reports.words import (
     NONE,
+    duration,
     feature_name,
     is_number,
     metric_name,
     metric_of_record,
     number,
-    signed,
+    p_value,
+    question_of,
     span,
 )
 
-QUESTIONS: Mapping[str, str] = {
-    "specificity": "Is the reasoning subspace better than random directions?",
-    "economy": "Is it as good as the full state?",
-    "sanity": "Is the measurement itself sound?",
-    "labels": "Is it better than random directions where labels are few?",
-    "labels_full": "Is it better than the full state where labels are few?",
-    "layers": "Is it better than random directions at other layers?",
-    "confidence": "Does it add to confidence and length?",
-    "confidence_random": "Does it add more to them than random directions do?",
-    "length": "Is it more than the length of the answer?",
-    "use": "Does the model use it?",
-}
 READING = (
     f"{CAVEAT} This page tests whether they carry the quality of an answer: if they do, a small head "
     "that reads only these directions must tell better from worse answers more surely than one that "
@@ -55,10 +46,28 @@ INTERVALS = (
     "move a figure about that far. The heads are held fixed: fitting them on other questions would "
     "move it further. A difference whose interval holds zero is not established."
 )
+WORDS: Mapping[str, str] = {
+    "within-prompt AUROC": "the chance that a right answer outscores a wrong one to the same question, "
+    "mean over questions with both; a coin reaches .5",
+    "primary, exploratory": "fixed before any answer was read; looked at beside it",
+    "m": "number of directions, so of features that a head reads",
+    "semantic, middle": "as many directions from the other end of the spectrum, those that the LM head "
+    "sees best; from its middle",
+    "scalars": "length, log-probability, entropies and norms of an answer, without its states",
+    "folded, centred": "the LM head with the gain of the final norm multiplied in; without its mean row",
+    "whitened": "states turned and scaled so that all their directions vary alike",
+    "end of the prompt": "the state before the answer begins, which cannot know the answer",
+    "logistic, ridge": "two ways to fit a linear head; ridge is quicker, and used for all large sweeps",
+    "rank p": "share of random subspaces at least as good, the reasoning one counted among them",
+    "Holm p": "p times the number of claims still open, so that looking often finds nothing by itself",
+}
 _CSS_PIXELS = 0.56
+_ANSWERS = {"no evidence": "no evidence: not established after correction"}
 # How an answer begins, for the colour of its card; anything else, and a mixed answer, is neutral.
 _GOOD = ("helps", "within margin", "not length alone", "costs more", "within chance")
 _BAD = ("hurts", "worse than", "reverses", "leaks")
+# What the metric of record counts.
+_BEHIND = {"within_auroc": "pairs right × wrong", "pair_accuracy": "preference pairs"}
 _MAIN_METRICS = ("within_auroc", "pair_accuracy", "pooled_auroc", "best_of_n")
 
 
@@ -82,6 +91,13 @@ def write_audit_page(
         out.write(text)
 
 
+def write_report(folder: Path, tables: AuditTables) -> None:
+    """Write `figures/` and `audit.html` into the folder of an audit. Raises as `write_audit_page`."""
+    pictures = draw_audit(tables)
+    write_pictures(folder / "figures", pictures)
+    write_audit_page(folder / "audit.html", tables, pictures=pictures)
+
+
 def audit_page(tables: AuditTables, pictures: Sequence[Picture]) -> str:
     """The page as text."""
     model = str(tables.facts.get("model", "unknown model"))
@@ -89,7 +105,7 @@ def audit_page(tables: AuditTables, pictures: Sequence[Picture]) -> str:
         _header(tables, model),
         _verdicts(tables.verdicts),
         f"<section class=reading><h2>How to read this</h2><p>{escape(READING)}</p>"
-        f"<p>{escape(INTERVALS)}</p></section>",
+        f"<p>{escape(INTERVALS)}</p>{_words()}</section>",
         _primary(tables),
         _others(tables),
         _pictures(pictures),
@@ -107,6 +123,13 @@ def audit_page(tables: AuditTables, pictures: Sequence[Picture]) -> str:
         f"<body><main>\n{''.join(f'{part}{chr(10)}' for part in sections if part)}"
         "</main></body></html>\n"
     )
+
+
+def _words() -> str:
+    lines = "".join(
+        f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in WORDS.items()
+    )
+    return f"<details><summary>Words on this page</summary><dl>{lines}</dl></details>"
 
 
 # --------------------------------------------------------------- head and verdicts
@@ -128,7 +151,7 @@ def _header(tables: AuditTables, model: str) -> str:
         "<header><p class=kicker>retrm subspace audit</p>"
         "<h1>Does the reasoning subspace carry the reward?</h1>"
         f"<p class=subject><b>{escape(model)}</b> on "
-        f"<b>{escape(str(facts.get('data', 'unknown data')))}</b></p>"
+        f"<b>{escape(str(facts.get('data') or 'unknown data'))}</b></p>"
         f"<p class=muted>{escape(' · '.join(counts))}</p></header>"
     )
 
@@ -160,13 +183,18 @@ def _verdict(verdict: Verdict, role: str) -> str:
     answer = verdict.answer
     tone = "good" if answer.startswith(_GOOD) else "bad" if answer.startswith(_BAD) else "open"
     tone = "open" if "," in answer else tone
-    question = QUESTIONS.get(verdict.question, verdict.question)
+    question = question_of(verdict)
     mark = "<span class=chip>primary</span>" if role == "primary" else ""
     return (
         f'<article class="verdict {role} {tone}"><p class=question>{escape(question)} {mark}</p>'
-        f"<p class=answer>{escape(verdict.answer)}</p>"
-        f"<p class=sentence>{escape(verdict.sentence)}</p></article>"
+        f"<p class=answer>{escape(_ANSWERS.get(answer, answer))}</p>"
+        f"<p class=sentence>{_with_code(verdict.sentence)}</p></article>"
     )
+
+
+def _with_code(text: str) -> str:
+    """Escaped, with names in backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
 # ------------------------------------------------------------------- primary table
@@ -174,7 +202,15 @@ def _verdict(verdict: Verdict, role: str) -> str:
 
 @dataclass(frozen=True)
 class TableLine:
-    """A line of the primary table: a name, a remark, the cells of each metric, m, n and prompts."""
+    """A line of the primary table.
+
+    Attributes:
+        name: of what was read, in words.
+        values: HTML of the cell of each metric.
+        m: number of features, 0 = does not apply; so are the others.
+        n: pairs behind the metric of record.
+        n_prompts: prompts resampled.
+    """
 
     name: str
     values: Mapping[str, str]
@@ -233,9 +269,10 @@ def _table(groups: Mapping[str, Sequence[TableLine]], record: str, metrics: Sequ
         if lines:
             body.append(f"<tr class=group><th colspan={4 + len(metrics)}>{escape(title)}</th></tr>")
             body += [_table_line(line, metrics, record) for line in lines]
+    behind = _BEHIND.get(record, "rows")
     return (
         "<div class=scroll><table><thead><tr><th>read by the head</th><th>features</th>"
-        f"{head}<th>rows or pairs</th><th>prompts</th></tr></thead>"
+        f"{head}<th>{behind}</th><th>prompts</th></tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -336,18 +373,14 @@ def _first_of_each_metric(rows: Sequence[CellRow], kind: str) -> list[CellRow]:
 
 def _bounds(tables: AuditTables) -> list[TableLine]:
     facts, record = tables.facts, metric_of_record(tables)
-    lines = [
-        TableLine(name, {"best_of_n": f"<b>{number(facts[key])}</b>"})
-        for key, name in (
-            ("majority", "majority vote"),
-            ("oracle", "oracle: any candidate is right"),
-        )
-        if is_number(facts.get(key))
-    ]
     pick = {record: "<b>.500</b>"}
     if is_number(facts.get("pass_at_1")):
         pick["best_of_n"] = f"<b>{number(facts['pass_at_1'])}</b>"
-    return [TableLine("random pick", pick), *lines]
+    lines = [TableLine("random pick", pick)]
+    if is_number(facts.get("oracle")):
+        best = {"best_of_n": f"<b>{number(facts['oracle'])}</b>"}
+        lines.append(TableLine("oracle: any candidate is right", best))
+    return lines
 
 
 # -------------------------------------------------------------- pictures, contrasts
@@ -395,12 +428,12 @@ def _contrasts(tables: AuditTables) -> str:
 
 
 def _contrast(row: ContrastRow) -> str:
-    interval = span(row.low, row.high, is_difference=True)
+    interval = span(row.low, row.high)
+    ps = "".join(f"<td>{escape(p_value(p))}</td>" for p in (row.rank_p, row.p, row.holm_p))
     return (
         f"<tr><th scope=row>{escape(contrast_name(row))}</th><td>{escape(row.role)}</td>"
         f"<td>{escape(metric_name(row.metric))}</td>"
-        f"<td><b>{signed(row.value)}</b> <span>{interval}</span></td>"
-        f"<td>{number(row.rank_p)}</td><td>{number(row.p)}</td><td>{number(row.holm_p)}</td></tr>"
+        f"<td><b>{number(row.value)}</b> <span>{interval}</span></td>{ps}</tr>"
     )
 
 
@@ -447,12 +480,12 @@ def _notes_on_answers(facts: Mapping[str, Any]) -> list[str]:
 def _notes_on_fits(tables: AuditTables) -> list[str]:
     facts, notes = tables.facts, []
     primary = (row.n_draws for row in tables.contrasts if row.role == "primary")
-    n_draws = next(primary, facts.get("n_draws"))
+    n_draws = next(primary, facts.get("n_primary_draws", facts.get("n_draws")))  # older audits
     if is_number(n_draws):
         few = f" A claim needs {DRAWS_FOR_A_CLAIM} or more." if n_draws < DRAWS_FOR_A_CLAIM else ""
         notes.append(
             f"{n_draws} random subspaces in the primary contrast; the smallest rank p they allow is "
-            f"{number(1 / (1 + n_draws))}.{few}"
+            f"{number(1 / (1 + n_draws))} on either side.{few}"
         )
     if is_number(facts.get("n_folds")):
         n_seeds = facts.get("n_split_seeds")
@@ -485,17 +518,16 @@ def _notes_on_cost(facts: Mapping[str, Any]) -> list[str]:
     notes = []
     if is_number(facts.get("reading_s")):
         tokens = f" {facts['n_tokens']:,} tokens" if is_number(facts.get("n_tokens")) else ""
-        notes.append(f"Reading{tokens} took {facts['reading_s']:,.0f} s.")
+        notes.append(f"Reading{tokens} took {duration(facts['reading_s'])}.")
     if is_number(facts.get("fitting_s")):
-        notes.append(f"Fitting all heads took {facts['fitting_s']:,.0f} s.")
+        notes.append(f"Fitting all heads took {duration(facts['fitting_s'])}.")
     return notes
 
 
 def _facts(tables: AuditTables) -> str:
-    flat = {**_flat(tables.facts), **_flat(tables.extra)}
     rows = "".join(
         f"<tr><th scope=row>{escape(name)}</th><td>{escape(_plain(value))}</td></tr>"
-        for name, value in flat.items()
+        for name, value in _flat(tables.facts).items()
     )
     return (
         "<section><h2>Settings and facts</h2><details><summary>Everything that was recorded</summary>"

@@ -9,6 +9,7 @@ memory-mapped when read. Bytes per token: features per token x bytes of the reci
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from retrm.files import atomic_write, write_json
 
 FORMAT_VERSION = 1
 SHARD_BYTES = 64 << 20
+FLUSH_SECONDS = 60.0  # of work that a kill may cost where states are small
 
 
 class ShardSink:
@@ -60,6 +62,7 @@ class ShardSink:
         self._row_of: dict[str, list[int]] = {}
         self._pending: list[tuple[Sequence[int], Mapping[str, Features]]] = []
         self._pending_bytes = 0
+        self._flushed_at = time.monotonic()
 
     def open(self, keys: Sequence[str]) -> set[int]:
         """Begin or go on; returns the rows that are already on disk.
@@ -69,6 +72,7 @@ class ShardSink:
             OutputError: the folder cannot be created.
         """
         self._keys = list(keys)
+        self._flushed_at = time.monotonic()
         self._row_of = {}
         for row, key in enumerate(keys):
             self._row_of.setdefault(key, []).append(row)
@@ -96,10 +100,11 @@ class ShardSink:
         return {row for key in done for row in self._row_of.get(key, [])}
 
     def add(self, rows: Sequence[int], features: Mapping[str, Features]) -> None:
-        """Take a batch; written once enough has come together for a shard."""
+        """Take a batch; written once enough has come together for a shard, or has long been kept."""
         self._pending.append((rows, features))
         self._pending_bytes += sum(f.values.nbytes for f in features.values())
-        if self._pending_bytes >= SHARD_BYTES:
+        is_due = time.monotonic() - self._flushed_at >= FLUSH_SECONDS
+        if self._pending_bytes >= SHARD_BYTES or is_due:
             self._flush()
 
     def close(self, n_rows: int, layouts: Mapping[str, Layout]) -> "StoredFeatures":
@@ -154,6 +159,7 @@ class ShardSink:
         self._shards.append(entry)
         write_json(self.folder / "manifest.json", {**self.header, "shards": self._shards})
         self._pending, self._pending_bytes = [], 0
+        self._flushed_at = time.monotonic()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

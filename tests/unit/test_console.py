@@ -1,0 +1,22 @@
+"""What is printed while a verb works, where there is no terminal."""
+
+from retrm.cli.console import progress, reading_progress
+from retrm.features.read import Progress
+
+
+def test_the_time_left_of_a_reading_follows_from_the_rate_beside_it(capsys, monkeypatch):
+    monkeypatch.setattr("retrm.cli.console.PLAIN_INTERVAL_S", 0.0)
+    with reading_progress("reading") as on_progress:
+        on_progress(Progress(1, 4, 100, 400, 50.0))
+
+    # 100 tokens in 50 s are 2 a second, so the other 300 take 150 s, whenever the line was begun.
+    printed = " ".join(capsys.readouterr().err.split())
+    assert printed == "reading: 100/400 1/4 answers, 2 tokens/s 0:02:30 left"
+
+
+def test_before_the_first_step_no_time_is_told(capsys, monkeypatch):
+    monkeypatch.setattr("retrm.cli.console.PLAIN_INTERVAL_S", 0.0)
+    with progress("fitting") as report:
+        report(0, 5, "folds")
+
+    assert capsys.readouterr().err == "fitting: 0/5  folds\n"
