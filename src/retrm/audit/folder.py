@@ -138,7 +138,7 @@ def begin(folder: Path, header: Mapping[str, Any]) -> None:
 
 def _is_begun(folder: Path) -> bool:
     """Whether anything was made there."""
-    has_reading = any((folder / "reading").glob("*")) or (folder / "reading.json").is_file()
+    has_reading = any((folder / "reading").glob("shard-*")) or (folder / "reading.json").is_file()
     return has_reading or (folder / "audit.json").is_file() or bool(finished_stages(folder))
 
 
