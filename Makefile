@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-fast check fix clean rollouts
+.PHONY: help setup demo test test-fast check fix clean rollouts bench
 
 help:            ## show this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -37,6 +37,9 @@ check: setup     ## format, lint, import directions
 fix: setup       ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: setup     ## speed against peers, under a quarter of an hour on two free cores
+	$(BIN)/python benchmarks/all.py
 
 rollouts: setup  ## make the demo's committed answers again
 	bash recipes/demo/make_rollouts.sh

@@ -46,7 +46,8 @@ from retrm.backbone.locate import READERS, WRITERS
 from retrm.backbone.states import TransformersBackbone
 from retrm.data.load import load_table
 from retrm.errors import BackboneError, DataError, MissingExtraError
-from retrm.features.read import PAD_ID, render_all
+from retrm.features.batch_pass import PAD_ID
+from retrm.features.read import render_all
 from retrm.features.subspace import SubspaceSpec, fit_spectrum
 from retrm.files import write_json
 from retrm.fitting.convex import RowTargets, choose_lambda, fit_linear

@@ -21,6 +21,7 @@ the standard library that a caller would expect, so ``except ValueError`` keeps 
     ├── ScoreError           (ValueError)       scores are NaN, infinite, missing or of the wrong number
     ├── OutputError          (OSError)          a result could not be written; the old file is intact
     ├── EndpointError        (ConnectionError)  a remote engine failed, timed out or answered nonsense
+    ├── EngineError          (RuntimeError)     a cluster cannot be reached, or its workers keep dying
     └── MissingExtraError    (ImportError)      an optional dependency is not installed
 """
 
@@ -98,6 +99,10 @@ class OutputError(RetrmError, OSError):
 
 class EndpointError(RetrmError, ConnectionError):
     """A remote engine failed, timed out or answered something that is no answer."""
+
+
+class EngineError(RetrmError, RuntimeError):
+    """A cluster cannot be reached, has too little to offer, or its workers keep dying."""
 
 
 class MissingExtraError(RetrmError, ImportError):

@@ -15,6 +15,9 @@ from retrm.errors import OutputError
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that takes the name `path` only when the block ended without an error.
 
+    Content and name are flushed to the disk, in that order: what was written before stands after a
+    power cut if what was written later does.
+
     Raises:
         OutputError: the folder cannot be written or the disk is full; `path` is untouched.
     """
@@ -31,6 +34,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         Path(scratch).chmod(0o644)
         Path(scratch).replace(path)
         scratch = None
+        _flush_folder(path.parent)
     except OutputError:
         raise
     except OSError as error:
@@ -72,6 +76,17 @@ def check_new_file(path: Path) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; expected the name of a file")
     check_writable(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    # Not every system opens or flushes folders (Windows, some network mounts). The file has its name
+    # already, so this is no failed write.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -39,6 +39,8 @@ class GradientOptions:
         validation_fraction: of the PROMPTS, split off for early stopping; 0 = none.
         standardise: divide features by their training standard deviation and centre them; folded
             into the first layer afterwards.
+        start: `random` weights, or (gated head only) `mean_head`: the convex head on mean features,
+            with equal gates.
     """
 
     optimizer: Literal["adam", "adamw"] = "adamw"
@@ -51,6 +53,7 @@ class GradientOptions:
     batch_answers: int = 16
     validation_fraction: float = 0.2
     standardise: bool = False
+    start: Literal["random", "mean_head"] = "random"
 
     def __post_init__(self) -> None:
         choices = {
@@ -58,6 +61,7 @@ class GradientOptions:
             "keep": ("best", "last"),
             "schedule": ("constant", "cosine"),
             "standardise": (True, False),
+            "start": ("random", "mean_head"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

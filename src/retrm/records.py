@@ -98,6 +98,9 @@ class Answer:
         key: canonical form of the final answer ("42", "b"), for votes; None = none found.
         logprob: mean log-probability of the sampled tokens under the sampler, nats; None = unknown.
         where: source for error messages, "rollouts.jsonl:12".
+        score: that the file states for it, raw; None = none is stated.
+        pruned: whether sampling stopped it because other candidates scored better; it is part of an
+            answer then, and nothing to be chosen.
     """
 
     prompt: Prompt
@@ -108,6 +111,8 @@ class Answer:
     key: str | None = None
     logprob: float | None = None
     where: str = ""
+    score: float | None = None
+    pruned: bool = False
 
     @classmethod
     def of(cls, prompt: "str | Prompt | Sequence[Mapping[str, Any]]", response: str) -> "Answer":

@@ -176,6 +176,22 @@ def test_the_token_view_ends_at_the_score(name, pooling):
     assert len(view.rewards) == len(view.gates) == len(view.contributions) == 6
 
 
+@pytest.mark.parametrize("name", [n for n in HEADS if HEADS[n].reads_tokens])
+def test_running_numbers_give_the_score_of_every_beginning_of_an_answer(name):
+    head = a_head(name)
+    head.check_running()
+    features = features_for(head, [6, 6, 6])
+    tokens = features.values.reshape(3, 6, WIDTH)
+    sums = torch.tensor(head.first_sums).expand(3, -1)
+    with torch.no_grad():
+        for t in range(6):
+            sums = head.add_token(sums, tokens[:, t])
+            beginnings = tokens[:, : t + 1].reshape(-1, WIDTH)
+            offsets = torch.arange(4) * (t + 1)
+
+            assert torch.allclose(head.score_sums(sums), head(beginnings, offsets), atol=1e-6)
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_an_unknown_option_is_refused(name):
     with pytest.raises(RecipeError, match=f"the {name} head has no option 'depth'"):

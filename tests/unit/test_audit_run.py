@@ -516,7 +516,7 @@ def test_stages_of_nobody_knows_which_audit_are_refused(done, backbone, tmp_path
         audit(graded(), backbone, PLAN, tmp_path / "a", on_reading=never)
 
 
-def test_a_refused_run_leaves_the_folder_to_the_next(backbone, tmp_path):
+def test_a_refused_run_leaves_the_folder_to_the_next(backbone, tmp_path, monkeypatch):
     table = graded()
     long = replace(table.answers[0], response="x" * 5000)
     table = replace(table, answers=(long, *table.answers[1:]))
@@ -530,8 +530,9 @@ def test_a_refused_run_leaves_the_folder_to_the_next(backbone, tmp_path):
     with pytest.raises(RecipeError, match="layer 99"):
         audit(table, backbone, replace(plan, layers="99"), folder, overlong="skip")
     assert not folder.exists()
-    with pytest.raises(Stop):  # stopped before anything was made
-        audit(graded(), backbone, plan, folder, on_reading=kill)
+    with monkeypatch.context() as patch, pytest.raises(Stop):  # before anything was made
+        patch.setattr(FakeBackbone, "forward", kill)
+        audit(graded(), backbone, plan, folder)
     with pytest.raises(Stop):
         audit(table, backbone, plan, folder, overlong="skip", on_stage=kill)
     with pytest.raises(StoreError, match="another plan"):

@@ -366,7 +366,7 @@ BAD = [
 @pytest.mark.parametrize("bad", BAD, ids=[bad.id for bad in BAD])
 def test_bad_input_is_refused_with_its_place_and_a_remedy(tmp_path, bad, monkeypatch):
     if not bad.needs_model:
-        for module in ("retrm.scorers.reward_model", "retrm.backbone.load"):
+        for module in ("retrm.backbone.remote", "retrm.backbone.load"):
             monkeypatch.setattr(f"{module}.load_backbone", must_not_be_loaded)
     with pytest.raises(bad.error) as caught:
         bad.call(tmp_path)

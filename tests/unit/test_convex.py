@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from retrm.data.split import prompt_folds
 from retrm.errors import DataError, FitError, LabelError, RecipeError, ShapeError
-from retrm.fitting import convex
+from retrm.fitting import design, solvers
 from retrm.fitting.convex import (
     LAMBDA_GRID,
     PairTargets,
@@ -18,6 +19,7 @@ from retrm.fitting.convex import (
     fit_path,
     pairs_within_prompts,
 )
+from retrm.fitting.objectives import objective_of
 from retrm.losses import bce, bradley_terry, pairwise_logistic
 from retrm.metrics import within_prompt_auroc
 
@@ -130,16 +132,66 @@ def test_two_solvers_agree_in_score(make, n, width):
         assert np.abs(first - second).max() < 1e-4 * np.abs(first).max()
 
 
-def test_the_unrotated_path_for_wide_data_finds_the_same_optimum(monkeypatch):
+@pytest.mark.parametrize("sample_per_width", [1, 100])
+@pytest.mark.parametrize("solver", ["auto", "newton"])
+def test_features_that_are_never_copied_have_the_same_optimum(
+    monkeypatch, solver, sample_per_width
+):
     features, labels, ids = planted(150, 30)
-    pairs = pairs_within_prompts(labels, ids)
-    for targets in (RowTargets(labels), pairs):
-        rotated = fit_linear(features, targets, lam=1e-2)
-        monkeypatch.setattr(convex, "_ROTATION_WIDTH", 10)
-        plain = fit_linear(features, targets, lam=1e-2)
-        monkeypatch.undo()
-        assert plain.objective == pytest.approx(rotated.objective, rel=1e-9)
-        assert torch.allclose(plain.weight, rotated.weight, rtol=1e-3, atol=1e-5)
+    kept = features.clone()
+    for targets in (RowTargets(labels), pairs_within_prompts(labels, ids)):
+        for standardise in (True, False):
+            dense = fit_linear(features, targets, lam=1e-2, standardise=standardise, solver=solver)
+            monkeypatch.setattr(design, "RESIDENT_BYTES", 4096)  # 1 column of the Hessian at once
+            monkeypatch.setattr(design, "BLOCK_BYTES", 1700)  # 7 rows, or 28 of the sample
+            monkeypatch.setattr(design, "SAMPLE_PER_WIDTH", sample_per_width)
+            streamed = fit_linear(
+                features, targets, lam=1e-2, standardise=standardise, solver=solver
+            )
+            monkeypatch.undo()
+            assert streamed.objective == pytest.approx(dense.objective, rel=1e-9)
+            assert torch.allclose(streamed.weight, dense.weight, rtol=1e-3, atol=1e-5)
+            assert streamed.bias == pytest.approx(dense.bias, abs=1e-4)
+    assert torch.equal(features, kept)
+
+
+def test_constant_columns_of_streamed_features_get_no_weight(monkeypatch):
+    features, labels, _ = planted(90, 4)
+    features[:, 2] = 1e6
+    monkeypatch.setattr(design, "RESIDENT_BYTES", 1)
+    fit = fit_linear(features, RowTargets(labels), lam=0.1)
+    assert (fit.n_constant, fit.weight[2].item()) == (1, 0.0)
+
+
+@pytest.mark.parametrize("make", [lambda y, ids: RowTargets(y), pairs_within_prompts])
+def test_factors_of_all_rows_make_the_hessian_and_a_part_stands_for_all(make):
+    features, labels, ids = planted(120, 5)
+    objective = objective_of(make(labels, ids), 120, features.device)
+    dense = design.DenseDesign(features.double())
+    f = torch.linspace(-1, 1, 120, dtype=torch.float64)
+    whole = dense.hessian(objective, f)
+
+    def summed(most):
+        total = torch.zeros(5, 5, dtype=torch.float64)
+        n = 0
+        for root, plus, minus in objective.factors(f, most, 7):
+            rows = features[plus].double() - (0 if minus is None else features[minus].double())
+            total += (rows * root[:, None]).T @ (rows * root[:, None])
+            n += len(root)
+        return total, n
+
+    assert torch.allclose(summed(10_000)[0], whole)
+    part, n = summed(60)
+    assert n == 60
+    assert torch.allclose(part.trace(), whole.trace(), rtol=0.5)
+
+
+def test_a_float64_matrix_of_the_caller_is_not_written_to():
+    features, labels, _ = planted(60, 4)
+    mine = features.double()
+    kept = mine.clone()
+    fit_linear(mine, RowTargets(labels), lam=0.1)
+    assert torch.equal(mine, kept)
 
 
 def test_objective_is_the_loss_of_the_returned_head_plus_penalty():
@@ -285,7 +337,7 @@ def test_lambda_is_chosen_by_held_out_log_loss_as_by_hand():
     features, labels, ids = planted(120, 10)
     grid = (1e-3, 1e-1, 10.0)
     choice = choose_lambda(features, RowTargets(labels), ids, grid=grid, n_folds=3, seed=4)
-    folds = convex.prompt_folds(ids, 3, 4)
+    folds = prompt_folds(ids, 3, 4)
     for lam, value in zip(grid, choice.values, strict=True):
         total = 0.0
         for fold in range(3):
@@ -305,7 +357,7 @@ def test_lambda_for_pairs_is_chosen_by_within_prompt_auroc():
     mixed = [p for p in set(ids) if 0 < labels[[i == p for i in ids]].sum() < 5]
     has_pairs = np.array([i in mixed for i in ids])
     folds = np.full(len(ids), -1)
-    folds[has_pairs] = convex.prompt_folds(np.array(ids)[has_pairs], 3, 0)
+    folds[has_pairs] = prompt_folds(np.array(ids)[has_pairs], 3, 0)
     f = np.zeros(len(ids))
     for fold in range(3):
         train = folds != fold
@@ -409,7 +461,7 @@ def test_a_penalty_that_is_not_positive_is_refused(lam):
 
 def test_no_convergence_is_an_error_that_names_the_norm_reached(monkeypatch):
     features, labels, _ = planted(100, 20)
-    monkeypatch.setattr(convex, "_MAX_LBFGS_STEPS", 1)
+    monkeypatch.setattr(solvers, "MAX_LBFGS_STEPS", 1)
     with pytest.raises(
         FitError, match=r"relative gradient norm of \d\.\d+e-\d+ after 1 steps of lbfgs"
     ):
@@ -419,7 +471,7 @@ def test_no_convergence_is_an_error_that_names_the_norm_reached(monkeypatch):
 def test_newton_finishes_what_lbfgs_could_not(monkeypatch):
     features, labels, _ = planted(100, 20)
     full = fit_linear(features, RowTargets(labels), lam=1e-3)
-    monkeypatch.setattr(convex, "_MAX_LBFGS_STEPS", 1)
+    monkeypatch.setattr(solvers, "MAX_LBFGS_STEPS", 1)
     fit = fit_linear(features, RowTargets(labels), lam=1e-3)
     assert (full.solver, fit.solver) == ("lbfgs", "newton")
     assert fit.objective == pytest.approx(full.objective, rel=1e-9)

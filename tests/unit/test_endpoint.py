@@ -1,78 +1,15 @@
 """Answers from a remote engine arrive in order, and faults are told or survived."""
 
-import json
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from fake_engine import Engine, Reply, answered, engine
 
-from retrm.backbone.endpoint import KEY_VARIABLE, _retry_after_s, _target, sample_endpoint
+from retrm.backbone.endpoint import KEY_VARIABLE, sample_endpoint
+from retrm.backbone.patient import api_url, retry_after_s
 from retrm.errors import EndpointError
 from retrm.records import Message, Prompt
-
-Reply = tuple[int, dict[str, str], bytes]
-
-
-def answered(text: str | None, reason: str | None = "stop") -> Reply:
-    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": reason}
-    return 200, {}, json.dumps({"choices": [choice]}).encode()
-
-
-class Engine:
-    """A real HTTP server on the loopback; `script` makes the reply to the k-th request."""
-
-    def __init__(self, script: Callable[[int, dict], Reply]) -> None:
-        self.requests: list[dict] = []
-        self.headers: list[dict[str, str]] = []
-        self.paths: list[str] = []
-        self.busy = self.most_busy = 0
-        lock = threading.Lock()
-        engine = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    number = len(engine.requests)
-                    engine.requests.append(body)
-                    engine.headers.append(dict(self.headers))
-                    engine.paths.append(self.path)
-                    engine.busy += 1
-                    engine.most_busy = max(engine.most_busy, engine.busy)
-                status, headers, content = script(number, body)
-                with lock:
-                    engine.busy -= 1
-                try:
-                    self.send_response(status)
-                    for name, value in headers.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # the client gave up waiting, as one test wants
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-
-@contextmanager
-def engine(script: Callable[[int, dict], Reply]) -> Iterator[Engine]:
-    running = Engine(script)
-    thread = threading.Thread(target=running.server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        yield running
-    finally:
-        running.server.shutdown()
-        running.server.server_close()
 
 
 def echo(_number: int, body: dict) -> Reply:
@@ -197,11 +134,11 @@ def test_retry_after_may_be_a_date():
     class Response:
         headers = {"retry-after": formatdate(time.time() + 60, usegmt=True)}
 
-    assert 55 < _retry_after_s(Response()) <= 60
+    assert 55 < retry_after_s(Response()) <= 60
     Response.headers = {"retry-after": "soon"}
-    assert _retry_after_s(Response()) is None
+    assert retry_after_s(Response()) is None
     Response.headers = {"retry-after": formatdate(0, usegmt=True)}
-    assert _retry_after_s(Response()) == 0.0
+    assert retry_after_s(Response()) == 0.0
 
 
 def test_a_fault_that_stays_is_told_with_its_reason_after_the_attempts():
@@ -310,7 +247,7 @@ def test_without_a_key_no_authorization_is_sent(monkeypatch):
     ],
 )
 def test_the_url_may_be_given_short_or_long(given, target):
-    assert str(_target(given)) == target
+    assert str(api_url(given, "chat/completions")) == target
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "", "ftp://h", "http://"])

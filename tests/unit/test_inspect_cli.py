@@ -219,7 +219,7 @@ def test_export_writes_a_checkpoint_and_says_how_to_load_it(tmp_path, llama, cap
 
 def test_export_refuses_before_a_model_is_loaded(tmp_path, capsys, monkeypatch) -> None:
     saved(tmp_path / "rm", pooling="mean")
-    monkeypatch.setattr("retrm.scorers.reward_model.load_backbone", None)
+    monkeypatch.setattr("retrm.scorers.reward_model.open_backbone", None)
 
     assert run("export", str(tmp_path / "rm"), "-o", str(tmp_path / "out")) == 2
     assert "pools by 'mean'" in " ".join(capsys.readouterr().err.split())

@@ -79,6 +79,8 @@ class EnergyReducer:
         n_layers = self._backbone.n_layers + 1
         return Layout((n_layers * len(_SUMS) + 1) * _N_SLOTS, True, torch.float32)
 
+    reads_prompts = True
+
     def visit(
         self,
         layer: int,

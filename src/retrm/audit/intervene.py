@@ -172,6 +172,8 @@ class _Predictions:
         self._unembedding = backbone.unembedding
         self._parts: list[Tensor] = []
 
+    reads_prompts = True
+
     def visit(
         self, layer: int, point: StatePoint, states: Tensor, index: BatchIndex, batch: TokenBatch
     ) -> None:

@@ -65,7 +65,9 @@ def _subject(
     return Subject(
         table=kept,
         questions=dict(sorted(questions.items())),
-        read_tokens=count_tokens(backbone, fitting.rendered, tokens_per_batch=tokens_per_batch),
+        read_tokens=count_tokens(
+            backbone, fitting.rendered, reads_prompts=True, tokens_per_batch=tokens_per_batch
+        ),
         n_skipped=fitting.n_skipped,
     )
 

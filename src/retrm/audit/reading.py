@@ -23,9 +23,10 @@ from retrm.backbone.batching import TOKENS_PER_BATCH
 from retrm.errors import RecipeError
 from retrm.features.read import Overlong, Progress, RenderedAnswers, count_tokens, read
 from retrm.features.recipe import Recipe
-from retrm.features.reduce import SCALARS, Features, Layout, Reducer, StateReducer
+from retrm.features.reduce import SCALARS, Features, Reducer, StateReducer
 from retrm.features.subspace import Subspace, SubspaceSpec, fit_spectrum
 from retrm.records import AnswerTable
+from retrm.store.manifest import stored_bytes
 from retrm.store.shards import ShardSink, StoredFeatures
 
 MAX_KINDS = ("full", "reasoning", "semantic", "middle")
@@ -212,12 +213,12 @@ def estimate_reading(
     return ReadingEstimate(
         n_answers=n_answers,
         n_skipped=fitting.n_skipped,
-        n_tokens=count_tokens(backbone, fitting.rendered, tokens_per_batch=tokens_per_batch),
+        n_tokens=count_tokens(
+            backbone,
+            fitting.rendered,
+            reads_prompts=any(reducer.reads_prompts for reducer in reducers.values()),
+            tokens_per_batch=tokens_per_batch,
+        ),
         n_response_tokens=n_response,
-        disk_bytes=sum(_bytes(layout, n_answers, n_response) for layout in layouts),
+        disk_bytes=stored_bytes(layouts, n_answers, n_response),
     )
-
-
-def _bytes(layout: Layout, n_answers: int, n_response: int) -> int:
-    n_rows = n_answers if layout.is_pooled else n_response
-    return n_rows * layout.n_features * layout.dtype.itemsize + 8 * (n_answers + 1)  # and offsets

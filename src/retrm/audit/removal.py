@@ -290,6 +290,8 @@ class MeanReducer:
         self.sums: dict[State, Tensor] = {}
         self.n_tokens = 0
 
+    reads_prompts = True
+
     def visit(
         self, layer: int, point: StatePoint, states: Tensor, index: BatchIndex, batch: TokenBatch
     ) -> None:

@@ -36,6 +36,8 @@ class RemovedEnergy:
         self.wanted = tuple({(i, each.point) for each in interventions for i in each.layers})
         self.layout = Layout(len(interventions), True, torch.float32)
 
+    reads_prompts = True
+
     def visit(
         self, layer: int, point: StatePoint, states: Tensor, index: BatchIndex, batch: TokenBatch
     ) -> None:
@@ -83,6 +85,8 @@ class EnergyProfile:
         self._squares: dict[tuple[Hashable, int], Tensor] = {}
         self._scaled: dict[State, Tensor] = {}  # w x, and w as the last entry
         self._n_answers = 0
+
+    reads_prompts = True
 
     def visit(
         self, layer: int, point: StatePoint, states: Tensor, index: BatchIndex, batch: TokenBatch

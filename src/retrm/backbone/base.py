@@ -58,6 +58,9 @@ class TokenBatch:
         previous: per answer, the positions of the token before each judged token: the states that
             predict them.
         n_tokens: real tokens that pass through the model (padding excluded).
+        prefix: token ids that stand before the first column of the only row and were read before: a
+            backbone with `caches_prompts` keeps their keys and values. Their states are not shown.
+        ends_prefix: whether no later batch needs them.
     """
 
     ids: Int[Tensor, "rows tokens"]
@@ -68,6 +71,8 @@ class TokenBatch:
     spans: tuple[Tensor, ...]
     previous: tuple[Tensor, ...]
     n_tokens: int
+    prefix: tuple[int, ...] = ()
+    ends_prefix: bool = True
 
     def is_prompt(self) -> Bool[Tensor, "rows tokens"]:
         """True for the tokens of prompts; a prompt that answers share stands here once."""
@@ -156,6 +161,7 @@ class Backbone(Protocol):
     vocab_size: int
     context_length: int
     shares_prompts: bool
+    caches_prompts: bool
     fingerprint: Fingerprint
     renderer: Renderer
 

@@ -8,12 +8,17 @@ Every answer sees the prompt and itself, and its positions continue at the promp
 states are those of a row of its own; the prompt is read once instead of N times. Rows go by length,
 longest first, and a batch is cut where rows x width would exceed the budget: padding counts.
 
+A prompt that is too long for such a row (a row per few answers would carry it again) is read once by
+itself; the keys and values of all of it but its last token serve the passes of its answers:
+
+    [cached prompt] last prompt token | answer 1 | answer 2 | ...
+
 A row is not made longer where that costs more than it saves. Attention grows with the square of a
 row: with 24 width^2 operations a token for the matrices and 4 width for every token it looks at, a
 row of T tokens costs about T + T^2 / (6 width); `_QUADRATIC_AT` stands for 6 width.
 
 Source: the tree attention of speculative decoding with a tree of depth one (SpecInfer, arXiv
-2305.09781, section 4.2).
+2305.09781, section 4.2); prefix caching as in vLLM and SGLang (RadixAttention, arXiv 2312.07104).
 """
 
 from collections.abc import Sequence
@@ -28,6 +33,8 @@ from retrm.errors import RecipeError, RenderError
 TOKENS_PER_BATCH = 1024
 _QUADRATIC_AT = 4096
 _SHARED_ROW = 1024
+# Below this a prompt is read again sooner than its keys and values are fetched.
+_SHORTEST_CACHED = 64
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,14 @@ class RowPlan:
     Attributes:
         answers: indices into the caller's list, in the order of the row.
         n_prompt: tokens of the prompt.
-        n_tokens: tokens of the row, padding excluded.
+        n_tokens: tokens of the row, padding and cached ones excluded.
+        n_cached: tokens of the prompt that another pass reads for it.
     """
 
     answers: tuple[int, ...]
     n_prompt: int
     n_tokens: int
+    n_cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,9 +60,13 @@ class BatchPlan:
 
     Attributes:
         rows: longest first.
+        begins_prefix: whether the cached part of its only row is read with it, for those behind it.
+        ends_prefix: whether it is the last that needs it.
     """
 
     rows: tuple[RowPlan, ...]
+    begins_prefix: bool = True
+    ends_prefix: bool = True
 
     @property
     def width(self) -> int:
@@ -61,14 +74,15 @@ class BatchPlan:
         return max(row.n_tokens for row in self.rows)
 
     @property
-    def n_tokens(self) -> int:
-        """Real tokens, a shared prompt counted once."""
-        return sum(row.n_tokens for row in self.rows)
-
-    @property
     def n_padded(self) -> int:
         """Tokens that are computed, padding included: what the budget bounds."""
         return len(self.rows) * self.width
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens that pass through the model."""
+        own = sum(row.n_tokens for row in self.rows)
+        return own + (sum(row.n_cached for row in self.rows) if self.begins_prefix else 0)
 
     @property
     def shares(self) -> bool:
@@ -81,6 +95,7 @@ def plan_batches(
     *,
     tokens_per_batch: int = TOKENS_PER_BATCH,
     share_prompts: bool = False,
+    cache_prompts: bool = False,
 ) -> list[BatchPlan]:
     """Distribute answers over batches; each appears in exactly one row.
 
@@ -88,6 +103,7 @@ def plan_batches(
         rendered: the answers; tokens behind `stop` are left out, since they change nothing before.
         tokens_per_batch: bound on rows x width; only an answer that is longer by itself exceeds it.
         share_prompts: `shares_prompts` of the backbone.
+        cache_prompts: `caches_prompts` of the backbone, where nobody wants states of the prompts.
 
     Raises:
         RecipeError: the budget is below one token.
@@ -102,11 +118,12 @@ def plan_batches(
                 "1 <= start <= stop <= number of tokens, since the first judged token needs one "
                 "before it. Check the renderer"
             )
+    behind: list[BatchPlan] = []
     if share_prompts:
-        rows = _shared_rows(rendered, tokens_per_batch)
+        rows, behind = _shared_rows(rendered, tokens_per_batch, cache_prompts=cache_prompts)
     else:
         rows = [RowPlan((i,), item.start, item.stop) for i, item in enumerate(rendered)]
-    return _cut(sorted(rows, key=lambda row: -row.n_tokens), tokens_per_batch)
+    return _cut(sorted(rows, key=lambda row: -row.n_tokens), tokens_per_batch) + behind
 
 
 def _cut(rows: Sequence[RowPlan], tokens_per_batch: int) -> list[BatchPlan]:
@@ -123,16 +140,44 @@ def _cut(rows: Sequence[RowPlan], tokens_per_batch: int) -> list[BatchPlan]:
     return plans
 
 
-def _shared_rows(rendered: Sequence[Rendered], tokens_per_batch: int) -> list[RowPlan]:
+def _shared_rows(
+    rendered: Sequence[Rendered], tokens_per_batch: int, *, cache_prompts: bool
+) -> tuple[list[RowPlan], list[BatchPlan]]:
+    """Rows that carry their prompt, and batches behind a cached one."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, item in enumerate(rendered):
         groups.setdefault(item.ids[: item.start], []).append(i)
     longest = max((item.stop for item in rendered), default=0)
     limit = min(tokens_per_batch, max(_SHARED_ROW, 2 * longest))
     rows: list[RowPlan] = []
+    behind: list[BatchPlan] = []
     for prompt, members in groups.items():
-        rows += _split_group(rendered, members, len(prompt), limit)
-    return rows
+        split = _split_group(rendered, members, len(prompt), limit)
+        if cache_prompts and len(split) > 1 and len(prompt) >= _SHORTEST_CACHED:
+            behind += _behind_cache(rendered, members, len(prompt), tokens_per_batch)
+        else:
+            rows += split
+    return rows, behind
+
+
+def _behind_cache(
+    rendered: Sequence[Rendered], members: Sequence[int], n_prompt: int, tokens_per_batch: int
+) -> list[BatchPlan]:
+    """Single rows of answers behind all of the prompt but its last token, which is in every row."""
+    chunks: list[list[int]] = [[]]
+    n_tokens = 1
+    for i in sorted(members, key=lambda i: -rendered[i].n_response):
+        if chunks[-1] and n_tokens + rendered[i].n_response > tokens_per_batch:
+            chunks.append([])
+            n_tokens = 1
+        chunks[-1].append(i)
+        n_tokens += rendered[i].n_response
+    plans = []
+    for number, chunk in enumerate(chunks):
+        own = 1 + sum(rendered[i].n_response for i in chunk)
+        row = RowPlan(tuple(chunk), n_prompt, own, n_prompt - 1)
+        plans.append(BatchPlan((row,), number == 0, number == len(chunks) - 1))
+    return plans
 
 
 def _split_group(
@@ -176,9 +221,9 @@ def build(
     owner = torch.full(shape, -1, dtype=torch.long)
     answers, rows, spans, previous = [], [], [], []
     for r, row in enumerate(plan.rows):
-        n, at = row.n_prompt, row.n_prompt
-        ids[r, :n] = torch.tensor(rendered[row.answers[0]].ids[:n])
-        positions[r, :n] = torch.arange(n)
+        n = at = row.n_prompt - row.n_cached
+        ids[r, :n] = torch.tensor(rendered[row.answers[0]].ids[row.n_cached : row.n_prompt])
+        positions[r, :n] = torch.arange(row.n_cached, row.n_prompt)
         owner[r, :n] = 0
         for k, i in enumerate(row.answers, start=1):
             item, end = rendered[i], at + rendered[i].n_response
@@ -191,7 +236,8 @@ def build(
             spans.append(span.to(device))
             previous.append(_previous(span, n).to(device))
             at = end
-    attention = _tree_mask(owner) if plan.shares else owner >= 0
+    n_cached = plan.rows[0].n_cached
+    attention = _tree_mask(owner) if plan.shares or n_cached else owner >= 0
     return TokenBatch(
         ids=ids.to(device),
         positions=positions.to(device),
@@ -200,7 +246,9 @@ def build(
         rows=tuple(rows),
         spans=tuple(spans),
         previous=tuple(previous),
-        n_tokens=sum(row.n_tokens for row in plan.rows),
+        n_tokens=plan.n_tokens,
+        prefix=rendered[plan.rows[0].answers[0]].ids[:n_cached],
+        ends_prefix=plan.ends_prefix,
     )
 
 

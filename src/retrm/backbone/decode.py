@@ -6,20 +6,28 @@ room in reserve: growing it token by token would copy the whole cache at every s
 
 `CachedDecoder` serves transformers models with a key-value cache; `RereadDecoder` serves every other
 backbone by reading the whole row again for each token, which is exact and slow.
+
+A decoder can show the states that it computes anyway: those of the newest token of each row.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from retrm.backbone.base import Backbone, TokenBatch
+from retrm.backbone.base import Backbone, StatePoint, TokenBatch, Visit
 from retrm.backbone.locate import logits_of
 
 _ROOM = 64  # columns in reserve
+
+Show = Callable[[int, StatePoint, Float[Tensor, "rows width"]], None]
+"""Is shown the newest state of each row: in `add` the last prompt token of the rows that join, in
+`step` the token that was appended; before the logits are returned. The tensors belong to the pass."""
 
 
 class Decoder(Protocol):
@@ -38,12 +46,19 @@ class Decoder(Protocol):
         ...
 
 
-def decoder_for(backbone: Backbone) -> Decoder:
-    """The fastest decoder that `backbone` allows."""
+def decoder_for(
+    backbone: Backbone,
+    *,
+    wanted: Collection[tuple[int, StatePoint]] = (),
+    show: Show | None = None,
+) -> Decoder:
+    """The fastest decoder that `backbone` allows; `show` is shown the `wanted` states."""
     model = getattr(backbone, "model", None)
-    if model is not None and _has_plain_cache(model):
+    if model is None or not _has_plain_cache(model):
+        return RereadDecoder(backbone, wanted=wanted, show=show)
+    if not wanted or show is None:
         return CachedDecoder(model)
-    return RereadDecoder(backbone)
+    return CachedDecoder(model, watched=lambda visit: backbone.watched(wanted, visit), show=show)
 
 
 def _has_plain_cache(model: Any) -> bool:
@@ -61,10 +76,21 @@ class CachedDecoder:
 
     Args:
         model: a causal LM in eval mode.
+        watched: opens a context in which the visitor that it is given sees the states of one pass
+            of `model`; None = no states are looked at.
+        show: is shown the newest of them.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        watched: Callable[[Visit], AbstractContextManager[None]] | None = None,
+        show: Show | None = None,
+    ) -> None:
         self._model = model
+        self._watched = watched
+        self._show = show
         self._device = model.get_input_embeddings().weight.device
         names = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in names
@@ -83,9 +109,9 @@ class CachedDecoder:
             mask[row, longest - len(prompt) :] = 1
         mask = mask.to(self._device)
         cache = _new_cache()
-        logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache)
         counts = torch.tensor(repeats, device=self._device)
         rows = torch.repeat_interleave(torch.arange(len(prompts), device=self._device), counts)
+        logits = self._forward(ids, mask, (mask.cumsum(1) - 1).clamp(min=0), cache, rows)
         if len(rows) > len(prompts):
             mask, logits = mask[rows], logits[rows]
             for layer in cache.layers:
@@ -113,16 +139,25 @@ class CachedDecoder:
         for layer in self._cache.layers:
             layer.keep(index, skip=unused)
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+    def _forward(
+        self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any, rows: Tensor | None = None
+    ) -> Tensor:
+        """Logits behind `ids`, and the newest states shown; `rows` are those that states go to."""
+
+        def visit(layer: int, point: StatePoint, states: Tensor) -> None:
+            newest = states[:, -1]
+            self._show(layer, point, newest if rows is None else newest[rows])
+
         inputs = {"position_ids": positions} if self._takes_positions else {}
-        out = self._model(
-            input_ids=ids.to(self._device),
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            **inputs,
-            **self._extra,
-        )
+        with nullcontext() if self._watched is None else self._watched(visit):
+            out = self._model(
+                input_ids=ids.to(self._device),
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+                **inputs,
+                **self._extra,
+            )
         return out.logits[:, -1]
 
     def _join(self, cache: Any, mask: Tensor) -> None:
@@ -142,31 +177,41 @@ class RereadDecoder:
 
     Args:
         backbone: what to read.
+        wanted: the (layer, state point) pairs to show.
+        show: is shown them.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        wanted: Collection[tuple[int, StatePoint]] = (),
+        show: Show | None = None,
+    ) -> None:
         self._backbone = backbone
+        self._wanted = frozenset(wanted) if show is not None else frozenset()
+        self._show = show
         self._rows: list[tuple[int, ...]] = []
 
     def add(self, prompts: Sequence[tuple[int, ...]], repeats: Sequence[int]) -> Tensor:
         """Read each prompt once and append `repeats` rows of it: logits (new rows, vocab)."""
-        logits = self._read(prompts)
+        logits = self._read(prompts, repeats)
         pairs = list(zip(prompts, repeats, strict=True))
         self._rows += [prompt for prompt, n in pairs for _ in range(n)]
-        return logits.repeat_interleave(torch.tensor(repeats, device=logits.device), dim=0)
+        return logits
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Append one token to every row: logits (rows, vocab) of what follows it."""
         self._rows = [(*row, token) for row, token in zip(self._rows, tokens, strict=True)]
-        return self._read(self._rows)
+        return self._read(self._rows, [1] * len(self._rows))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows."""
         self._rows = [self._rows[row] for row in rows]
 
     @torch.inference_mode()
-    def _read(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
-        """Logits of what follows each row, from the post_norm state of its last token."""
+    def _read(self, rows: Sequence[tuple[int, ...]], repeats: Sequence[int]) -> Tensor:
+        """Logits of what follows each row, `repeats` times, from its last token's post_norm."""
         shape = (len(rows), max(map(len, rows)))
         ids = torch.zeros(shape, dtype=torch.long)
         attention = torch.zeros(shape, dtype=torch.bool)
@@ -184,13 +229,20 @@ class RereadDecoder:
             previous=tuple(at[None] - 1 for at in last),
             n_tokens=int(attention.sum()),
         )
+        index = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(repeats))
+        predicts = (self._backbone.n_layers, "post_norm")
         found: list[Tensor] = []
 
-        def visit(_layer: int, _point: str, states: Tensor) -> None:
-            found.append(states[torch.arange(len(rows)), last.to(states.device)].clone())
+        def visit(layer: int, point: StatePoint, states: Tensor) -> None:
+            newest = states[torch.arange(len(rows)), last.to(states.device)]
+            if (layer, point) == predicts:
+                found.append(newest)
+            if (layer, point) in self._wanted:
+                self._show(layer, point, newest[index.to(states.device)])
 
-        self._backbone.forward(batch, {(self._backbone.n_layers, "post_norm")}, visit)
-        return logits_of(found[0], self._backbone.unembedding)
+        self._backbone.forward(batch, {predicts, *self._wanted}, visit)
+        logits = logits_of(found[0], self._backbone.unembedding)
+        return logits[index.to(logits.device)]
 
 
 def _new_cache() -> Any:

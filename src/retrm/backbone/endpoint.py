@@ -1,19 +1,29 @@
 """Sampling answers from any engine that speaks the chat-completions protocol of OpenAI.
 
 One request per answer, POST {url}/v1/chat/completions, a bounded number at a time; answers come back
-in the order of the prompts. What may pass (429, 408, 5xx, broken connections, time-outs) is tried
-again with growing pauses, or after the pause that `Retry-After` asks for; everything else is an
-error at once. No torch.
+in the order of the prompts. Patience, time-outs and the key are those of `retrm.backbone.patient`.
+No torch.
 
-A key is taken from the environment only, so that it stands in no file and no history.
+What engines do differently, and what is done about it:
+
+    n > 1             llama.cpp refuses it (status 400), so every answer is a request of its own; the
+                      engines' prefix caches read the prompt once all the same
+    defaults          llama.cpp draws with top_k 40 and min_p 0.05 where nothing is said, vLLM and
+                      SGLang with what the model's generation_config.json says: neutral values are
+                      sent to an engine that is known, so that temperature and top_p are all there is
+    token ids         vLLM tells those it drew when asked (`return_token_ids`), and they are kept;
+                      from the others the text is tokenised again when it is read
+    finish_reason     `stop` and `length` everywhere; an `abort` (an engine out of memory) is asked
+                      again, a filtered answer is refused; without one, `usage` tells a full answer
+    hidden thoughts   engines with a reasoning parser split the answer: refused, since the rest is not
+                      what was generated
+
+Which engine it is stands in `owned_by` of GET /v1/models; engines that do not say get the fields of
+OpenAI's protocol and nothing else.
 """
 
-import email.utils
 import hashlib
-import os
-import random
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,16 +32,20 @@ from typing import Any
 
 import httpx
 
+from retrm.backbone.patient import KEY_VARIABLE, PatientClient, Stopped, api_url
 from retrm.backbone.sampled import Sampled
 from retrm.errors import EndpointError
 from retrm.records import Prompt
 
-KEY_VARIABLE = "RETRM_API_KEY"
-"""Environment variable that holds the key; it has its own name so that a key for one service is not
-sent to another."""
+NEUTRAL: Mapping[str, Mapping[str, Any]] = {
+    "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True},
+    "sglang": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    "llamacpp": {"top_k": 0, "min_p": 0.0, "repeat_penalty": 1.0},
+}
+"""By `owned_by`: what switches off an engine's own defaults, in that engine's words."""
 
-_PASSING = (408, 429, 500, 502, 503, 504, 529)
-_LONGEST_PAUSE_S = 30.0
+_FINISHED = {"stop": True, "eos_token": True, "length": False}
+_ABORTED = ("abort", "error")
 _AHEAD = 4  # answers asked for, in units of `concurrency`, before the first is taken
 
 
@@ -42,10 +56,6 @@ class _Job:
     prompt: int
     number: int
     body: Mapping[str, Any]
-
-
-class _Stopped(Exception):
-    """Nobody wants the answer: the caller went away or another request failed."""
 
 
 def sample_endpoint(
@@ -59,7 +69,7 @@ def sample_endpoint(
     max_new_tokens: int = 256,
     seed: int = 0,
     concurrency: int = 8,
-    timeout_s: float = 120.0,
+    timeout_s: float = 600.0,
     retries: int = 5,
     pause_s: float = 0.5,
     longest_wait_s: float = 300.0,
@@ -82,7 +92,8 @@ def sample_endpoint(
         max_new_tokens: passed on as `max_tokens`.
         seed: each answer gets its own seed made from this one; engines may ignore it.
         concurrency: requests at a time.
-        timeout_s: seconds of silence after which a request counts as failed.
+        timeout_s: seconds of silence after which a request counts as failed; an engine is silent
+            until the answer is whole, waiting for its turn included.
         retries: further attempts for what may pass.
         pause_s: seconds before the second attempt; doubled for each further one, up to 30.
         longest_wait_s: a longer `Retry-After` is an error rather than a wait.
@@ -92,7 +103,7 @@ def sample_endpoint(
     Raises:
         EndpointError: the URL is none, or the engine refused, was not there or answered nonsense.
     """
-    target = _target(url)
+    target = api_url(url, "chat/completions")
     if n < 1 or concurrency < 1 or max_new_tokens < 1:
         raise EndpointError(
             f"got n={n}, concurrency={concurrency}, max_new_tokens={max_new_tokens}; expected 1 or "
@@ -103,27 +114,26 @@ def sample_endpoint(
         for p, prompt in enumerate(prompts)
         for k in range(n)
     ]
-    key = os.environ.get(key_variable, "")
-    client = httpx.Client(
-        timeout=timeout_s,
-        headers={"Authorization": f"Bearer {key}"} if key else {},
-        limits=httpx.Limits(max_connections=concurrency),
+    client = PatientClient(
+        target,
+        connections=concurrency,
+        timeout_s=timeout_s,
+        retries=retries,
+        pause_s=pause_s,
+        longest_wait_s=longest_wait_s,
+        key_variable=key_variable,
     )
-    asker = _Asker(client, target, retries, pause_s, longest_wait_s, key_variable)
-    return _in_order(asker, jobs, concurrency, on_progress)
+    return _in_order(_Asker(client), jobs, concurrency, on_progress)
 
 
-def _target(url: str) -> httpx.URL:
+def engine_of(client: PatientClient) -> str:
+    """Which engine answers, by its list of models: `vllm`, `sglang`, `llamacpp`, or "" = it is not said."""
+    listed = client.get("models")
     try:
-        parsed = httpx.URL(url.rstrip("/"))
-    except httpx.InvalidURL as error:
-        raise EndpointError(f"got the url {url!r}: {error}. Expected http://HOST:PORT") from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise EndpointError(f"got the url {url!r}; expected one like http://HOST:PORT")
-    path = parsed.path.rstrip("/")
-    if not path.endswith("/chat/completions"):
-        path += "/chat/completions" if path.endswith("/v1") else "/v1/chat/completions"
-    return parsed.copy_with(path=path)
+        owner = str(listed["data"][0]["owned_by"]).lower()
+    except (KeyError, IndexError, TypeError):
+        return ""
+    return owner if owner in NEUTRAL else ""
 
 
 def _body(
@@ -173,10 +183,10 @@ def _in_order(
                 n_given += 1
             except EndpointError as error:
                 failures.append(error)
-            except _Stopped:
+            except Stopped:
                 continue
     finally:
-        asker.stop.set()
+        asker.client.stop.set()
         # Whoever stops early (Ctrl-C) should not wait for requests that may take minutes.
         pool.shutdown(wait=False, cancel_futures=True)
         asker.client.close()
@@ -201,30 +211,13 @@ class _Counter:
 
 
 class _Asker:
-    """Sends requests, with patience; shared by the threads."""
+    """Turns jobs into answers; shared by the threads."""
 
-    def __init__(
-        self,
-        client: httpx.Client,
-        target: httpx.URL,
-        retries: int,
-        pause_s: float,
-        longest_wait_s: float,
-        key_variable: str,
-    ) -> None:
+    def __init__(self, client: PatientClient) -> None:
         self.client = client
-        self.target = target
-        self.retries = retries
-        self.pause_s = pause_s
-        self.longest_wait_s = longest_wait_s
-        self.key_variable = key_variable
-        self.stop = threading.Event()  # nobody wants answers any more
         self.failed = False  # no new requests, but those under way go on
-
-    @property
-    def where(self) -> str:
-        # Without user name and password, which some put into a URL.
-        return str(self.target.copy_with(username=None, password=None))
+        self._more: Mapping[str, Any] | None = None
+        self._lock = threading.Lock()
 
     def ask(self, job: _Job, counter: _Counter) -> Sampled:
         """The answer to one request, however many attempts it takes.
@@ -232,96 +225,46 @@ class _Asker:
         Raises:
             EndpointError: it failed for good.
         """
-        if self.failed or self.stop.is_set():
-            raise _Stopped
+        if self.failed or self.client.stop.is_set():
+            raise Stopped
         try:
-            answer = _read(self._post(job), job, self.where)
+            answer = self._answer(job)
         except EndpointError:
             self.failed = True
             raise
         counter.add()
         return answer
 
-    def _post(self, job: _Job) -> httpx.Response:
-        """A response of status 200."""
-        for attempt in range(self.retries + 1):
-            asked_s: float | None = None
-            try:
-                response = self.client.post(self.target, json=job.body)
-            except httpx.TransportError as error:
-                trouble = _in_words(error)
-            except httpx.HTTPError as error:
-                raise EndpointError(f"{self.where} cannot be asked: {error}") from error
-            else:
-                if response.status_code == 200:
-                    return response
-                trouble = f"status {response.status_code}: {_said(response)}"
-                if response.status_code not in _PASSING:
-                    raise EndpointError(self._refused(job, response, trouble))
-                asked_s = _retry_after_s(response)
-            if attempt < self.retries:
-                self._pause(attempt, asked_s, trouble)
+    def _answer(self, job: _Job) -> Sampled:
+        body = {**job.body, **self._neutral()}
+        for attempt in range(self.client.retries + 1):
+            found = _read(self.client.post(body, f"prompt {job.prompt}"), job, self.client.where)
+            if found.reason not in _ABORTED:
+                return found.answer
+            if attempt < self.client.retries:
+                self.client.pause(attempt, None, f"finish_reason {found.reason!r}")
         raise EndpointError(
-            f"{self.where} did not answer prompt {job.prompt} in {self.retries + 1} attempts; the "
-            f"last gave {trouble}. Is the engine running, and can it keep up with so many "
-            "requests at a time?"
+            f"{self.client.where} broke off prompt {job.prompt} in {self.client.retries + 1} "
+            f"attempts (finish_reason {found.reason!r}). Is there memory for so many requests at a "
+            "time? See the engine's log"
         )
 
-    def _pause(self, attempt: int, asked_s: float | None, trouble: str) -> None:
-        """Wait as long as the engine asks, else twice as long each time; stop at once if told."""
-        if asked_s is not None and asked_s > self.longest_wait_s:
-            raise EndpointError(
-                f"{self.where} asks to wait {asked_s:.0f} s ({trouble}); at most "
-                f"{self.longest_wait_s:.0f} s are allowed. Try later or lower the concurrency"
-            )
-        # Random, so that requests that failed together do not come back together.
-        grown_s = min(self.pause_s * 2**attempt, _LONGEST_PAUSE_S) * random.uniform(0.75, 1.25)
-        if self.stop.wait(grown_s if asked_s is None else asked_s):
-            raise _Stopped
-
-    def _refused(self, job: _Job, response: httpx.Response, trouble: str) -> str:
-        remedy = {
-            401: f"Put the key into the environment variable {self.key_variable}",
-            403: f"Is the key in {self.key_variable} allowed to use this model?",
-            404: f"Is the url right, and does the engine serve a model {job.body['model']!r}?",
-        }.get(response.status_code, "Check the model name, the prompt and the options")
-        return f"{self.where} refused prompt {job.prompt} with {trouble}. {remedy}"
+    def _neutral(self) -> Mapping[str, Any]:
+        with self._lock:  # asked once, by the first request
+            if self._more is None:
+                self._more = NEUTRAL.get(engine_of(self.client), {})
+            return self._more
 
 
-def _in_words(error: httpx.TransportError) -> str:
-    if isinstance(error, httpx.TimeoutException):
-        return f"no answer in time ({type(error).__name__})"
-    return f"{type(error).__name__}: {error}"
+@dataclass(frozen=True)
+class _Found:
+    """An answer with the engine's reason to stop."""
+
+    answer: Sampled
+    reason: str | None
 
 
-def _said(response: httpx.Response) -> str:
-    """What the engine gave as a reason, shortened."""
-    text = response.text
-    try:
-        found = response.json()
-        error = found.get("error", found)
-        text = str(error.get("message", error)) if isinstance(error, dict) else str(error)
-    except (ValueError, AttributeError):
-        pass
-    return " ".join(text.split())[:300] or "no reason given"
-
-
-def _retry_after_s(response: httpx.Response) -> float | None:
-    """Seconds of the header `Retry-After`, which holds a number or a date (RFC 9110, 10.2.3)."""
-    value = response.headers.get("retry-after", "").strip()
-    if not value:
-        return None
-    try:
-        wait_s = float(value)
-    except ValueError:
-        try:
-            wait_s = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError):
-            return None
-    return max(0.0, wait_s) if wait_s == wait_s else None
-
-
-def _read(response: httpx.Response, job: _Job, where: str) -> Sampled:
+def _read(response: httpx.Response, job: _Job, where: str) -> _Found:
     """The answer inside a response."""
     try:
         body = response.json()
@@ -331,17 +274,64 @@ def _read(response: httpx.Response, job: _Job, where: str) -> Sampled:
             f"{response.text[:200]!r}. Is it an engine with the chat-completions protocol?"
         ) from error
     try:
-        choice = body["choices"][0]
-        text, reason = choice["message"]["content"], choice.get("finish_reason")
+        choice, message = body["choices"][0], body["choices"][0]["message"]
+        text, reason = message["content"], choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise EndpointError(
             f"{where} answered prompt {job.prompt} without choices[0].message.content: "
             f"{str(body)[:200]}. Is it an engine with the chat-completions protocol?"
         ) from error
+    reason = reason if isinstance(reason, str) else None
+    if reason not in _ABORTED:
+        _check_whole(message, text, reason, job, where)
+    answer = Sampled(
+        response=text if isinstance(text, str) else "",
+        token_ids=_token_ids(choice),
+        finished=_is_finished(reason, body, job),
+        logprob=None,
+        prompt=job.prompt,
+        number=job.number,
+    )
+    return _Found(answer, reason)
+
+
+def _check_whole(
+    message: Mapping[str, Any], text: Any, reason: str | None, job: _Job, where: str
+) -> None:
+    """Refuse a reply whose text is not all that was generated."""
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if thought:
+        raise EndpointError(
+            f"{where} answered prompt {job.prompt} with {len(str(thought)):,} characters of hidden "
+            "reasoning beside the answer, which would then be judged without them. Start the engine "
+            "without a reasoning parser (llama.cpp: --reasoning-format none), or switch thinking off"
+        )
     if not isinstance(text, str):
         raise EndpointError(
             f"{where} answered prompt {job.prompt} without text (finish_reason {reason!r}); tool "
             "calls and hidden reasoning cannot be judged. Leave tools out, or raise max_new_tokens"
         )
-    finished = {"stop": True, "length": False}.get(reason) if isinstance(reason, str) else None
-    return Sampled(text, None, finished, None, job.prompt, job.number)
+    if reason == "content_filter":
+        raise EndpointError(
+            f"{where} filtered its answer to prompt {job.prompt}, which leaves something that the "
+            "model did not say. Leave the prompt out, or use an engine without a filter"
+        )
+
+
+def _is_finished(reason: str | None, body: Mapping[str, Any], job: _Job) -> bool | None:
+    if reason is not None:
+        return _FINISHED.get(reason)
+    try:
+        n_drawn = int(body["usage"]["completion_tokens"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    # Below the bound nothing but the model itself can have ended the answer.
+    return n_drawn < job.body["max_tokens"]
+
+
+def _token_ids(choice: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """What was drawn, where the engine tells (vLLM), else None."""
+    ids = choice.get("token_ids")
+    if not isinstance(ids, list) or not ids or not all(isinstance(i, int) for i in ids):
+        return None
+    return tuple(ids)

@@ -120,6 +120,7 @@ class FakeBackbone:
     name = "fake"
     vocab_size = VOCAB_SIZE
     shares_prompts = True
+    caches_prompts = False
 
     def __init__(
         self,

@@ -9,6 +9,10 @@ answer does not depend on what else is in the batch, up to rounding of the logit
 Ids that the tokenizer does not know (padding rows of the LM head) are never drawn. The mean
 log-probability is that of the model itself, temperature 1 and no restriction.
 
+A `Follower` is shown the states that are computed anyway and scores the rows as they grow. Drawing a
+token does not compute its state, so a row whose last token is judged stays for one step more. What is
+judged is what was SAMPLED: the tokens drawn, with the end token where the follower counts it.
+
     >>> from retrm.backbone.fake import FakeBackbone
     >>> from retrm.records import Prompt
     >>> drawn = list(sample(FakeBackbone(), [Prompt.of("Hi")], n=2, max_new_tokens=3))
@@ -19,21 +23,100 @@ log-probability is that of the model itself, temperature 1 and no restriction.
 import functools
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from retrm.backbone.base import Backbone
+from retrm.backbone.base import Backbone, StatePoint
 from retrm.backbone.decode import Decoder, decoder_for
+from retrm.backbone.remote import BackboneHandle, RemoteBackbone
 from retrm.backbone.sampled import Sampled
+from retrm.engines.base import in_order
 from retrm.errors import OverlongError, RecipeError
 from retrm.records import Prompt
 
 _PREFILL_TOKENS = 8192  # read at once, so that prompts never need more memory than this many
 _NUCLEUS_GUESS = 128
+_GROUP_BATCHES = 2  # of answers in one piece of work: a worker that dies loses so many
+
+
+class Follower(Protocol):
+    """What runs along with a sampling and scores its rows; `rows` are always all rows under way."""
+
+    @property
+    def wanted(self) -> Collection[tuple[int, StatePoint]]:
+        """The states it must be shown."""
+        ...
+
+    @property
+    def counts_end(self) -> bool:
+        """Whether an end token that was drawn is judged."""
+        ...
+
+    def visit(self, layer: int, point: StatePoint, states: Float[Tensor, "rows width"]) -> None:
+        """Take the newest states of one pass, which `begin` or `feed` then ends."""
+        ...
+
+    def begin(self, logits: Float[Tensor, "rows vocab"]) -> None:
+        """New rows stand below the others; `logits` are those behind their prompts."""
+        ...
+
+    def feed(
+        self,
+        tokens: Sequence[int],
+        is_judged: Bool[Tensor, " rows"] | None,
+        logits: Float[Tensor, "rows vocab"],
+    ) -> None:
+        """`tokens` were appended, one a row; only rows that are judged may change (None = all)."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all other rows."""
+        ...
+
+    def scores(self) -> Float[Tensor, " rows"]:
+        """The score of each row if its answer ended here; NaN for a row without a judged token."""
+        ...
+
+
+class PruneRule(Protocol):
+    """Which candidates of a prompt to stop; asked whenever they have grown by `every` tokens."""
+
+    @property
+    def every(self) -> int:
+        """Tokens between two questions, 1 or more."""
+        ...
+
+    def stop(self, running: Sequence[float], ended: Sequence[float]) -> Sequence[int]:
+        """Positions in `running` to stop.
+
+        Args:
+            running: running scores of the candidates under way, all of the same number of tokens.
+            ended: scores of the candidates that have come to their end.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Running:
+    """Running scores after one step; entry i of each belongs to one answer in the making.
+
+    Attributes:
+        prompts: index of the prompt.
+        numbers: index of the answer among those of its prompt.
+        n_tokens: judged tokens so far.
+        scores: raw scores, if the answers ended here.
+    """
+
+    prompts: tuple[int, ...]
+    numbers: tuple[int, ...]
+    n_tokens: tuple[int, ...]
+    scores: tuple[float, ...]
 
 
 def sample(
@@ -47,6 +130,9 @@ def sample(
     max_new_tokens: int = 256,
     seed: int = 0,
     batch_size: int = 64,
+    follower: Follower | None = None,
+    prune: PruneRule | None = None,
+    on_running: Callable[[Running], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Sampled]:
     """Draw `n` answers to each prompt; they come in the order of the prompts, as they are ready.
@@ -61,14 +147,20 @@ def sample(
         max_new_tokens: after so many tokens an answer is broken off, `finished` is then False.
         seed: same seed, same answers.
         batch_size: rows that are continued together; more is faster and takes more memory.
+        follower: scores the answers as they grow; use it for one sampling.
+        prune: stops candidates by their running scores; the candidates of a prompt then grow side
+            by side, so that what is stopped does not depend on the batch.
+        on_running: told the running scores after every token.
         on_progress: told how many answers of how many are ready.
 
     Raises:
-        RecipeError: an option is out of range.
+        RecipeError: an option is out of range, `prune` or `on_running` without a follower, or
+            `prune` with fewer places than candidates.
         OverlongError: a prompt with `max_new_tokens` is longer than the context.
         RenderError: a prompt cannot be rendered.
     """
     _check_options(n, temperature, top_p, top_k, max_new_tokens, seed, batch_size)
+    _check_follower(n, batch_size, follower, prune, on_running)
     rendered = [backbone.renderer.render_prompt(prompt) for prompt in prompts]
     for index, ids in enumerate(rendered):
         if len(ids) + max_new_tokens > backbone.context_length:
@@ -77,8 +169,17 @@ def sample(
                 f"exceeds the context of {backbone.context_length} tokens of {backbone.name}. "
                 "Shorten the prompt or lower max_new_tokens"
             )
+    if isinstance(backbone, RemoteBackbone):
+        if follower is not None:
+            raise RecipeError(
+                f"{backbone.name!r} lies on the workers of an engine, and scoring while sampling runs "
+                "in this process only; use engine local, or score what was sampled"
+            )
+        options = _Options(n, temperature, top_p, top_k, max_new_tokens, seed, batch_size)
+        return _sample_remote(backbone, prompts, options, on_progress)
     choose = functools.partial(_choose, temperature=temperature, top_p=top_p, top_k=top_k)
-    run = _Run(backbone, rendered, choose, n, max_new_tokens, seed, batch_size)
+    following = _Following(follower, prune, on_running)
+    run = _Run(backbone, rendered, choose, n, max_new_tokens, seed, batch_size, following)
     return _in_order(run, len(prompts), n, on_progress)
 
 
@@ -121,6 +222,72 @@ def _check_options(
         )
 
 
+def _check_follower(
+    n: int,
+    batch_size: int,
+    follower: Follower | None,
+    prune: PruneRule | None,
+    on_running: Callable[[Running], None] | None,
+) -> None:
+    for name, value in {"prune": prune, "on_running": on_running}.items():
+        if value is not None and follower is None:
+            raise RecipeError(f"{name} needs running scores; pass a follower, such as a head")
+    if prune is not None and prune.every < 1:
+        raise RecipeError(f"got a rule that prunes every {prune.every} tokens; expected 1 or more")
+    if prune is not None and batch_size < n:
+        raise RecipeError(
+            f"got batch_size={batch_size} with n={n}: pruning compares the candidates of a prompt "
+            f"side by side. Use batch_size={n} or more, or leave pruning out"
+        )
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Of `sample`, which says what they mean."""
+
+    n: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+    seed: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class SamplePrompts:
+    """Work: load the backbone and answer groups of prompts."""
+
+    handle: BackboneHandle
+    options: _Options
+
+    def start(self) -> Callable[[Sequence[Prompt]], list[Sampled]]:
+        """Load the backbone."""
+        backbone = self.handle.load()
+        return lambda prompts: list(sample(backbone, prompts, **vars(self.options)))
+
+
+def _sample_remote(
+    backbone: RemoteBackbone,
+    prompts: Sequence[Prompt],
+    options: _Options,
+    on_progress: Callable[[int, int], None] | None,
+) -> Iterator[Sampled]:
+    """Groups of prompts on the workers.
+
+    A group depends on the options alone, never on the number of workers, so neither do its batches.
+    """
+    size = max(1, _GROUP_BATCHES * options.batch_size // options.n)
+    groups = [prompts[first : first + size] for first in range(0, len(prompts), size)]
+    results = backbone.engine.run(SamplePrompts(backbone.handle, options), groups)
+    for number, answers in enumerate(in_order(results)):
+        first = number * size
+        yield from (replace(one, prompt=first + one.prompt) for one in answers)
+        if on_progress is not None:
+            n_ready = min(first + size, len(prompts)) * options.n
+            on_progress(n_ready, len(prompts) * options.n)
+
+
 def _in_order(
     run: "_Run", n_prompts: int, n: int, on_progress: Callable[[int, int], None] | None
 ) -> Iterator[Sampled]:
@@ -138,7 +305,7 @@ def _in_order(
             yield ready.pop(order.popleft())
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
     """An answer in the making; `uniforms` has one number in [0, 1) for each token."""
 
@@ -147,8 +314,21 @@ class _Row:
     uniforms: np.ndarray
     tokens: list[int] = field(default_factory=list)
     logprob: float = 0.0
+    score: float | None = None
+    n_judged: int = 0  # tokens whose states a follower has seen
+    is_pruned: bool = False
+    is_drawn: bool = False  # has all its tokens; the state of the last may be missing
     is_done: bool = False
     n_idle: int = 0  # tokens it was dragged along after it was done
+
+
+@dataclass(frozen=True)
+class _Following:
+    """What looks on; everything None = nobody."""
+
+    follower: Follower | None
+    prune: PruneRule | None
+    on_running: Callable[[Running], None] | None
 
 
 class _Run:
@@ -163,8 +343,15 @@ class _Run:
         max_new_tokens: int,
         seed: int,
         batch_size: int,
+        following: _Following,
     ) -> None:
-        self.decoder: Decoder = decoder_for(backbone)
+        self.following = following
+        self.follower = following.follower
+        if self.follower is None:
+            self.decoder: Decoder = decoder_for(backbone)
+        else:
+            follower = self.follower
+            self.decoder = decoder_for(backbone, wanted=follower.wanted, show=follower.visit)
         self.renderer = backbone.renderer
         self.prompts = prompts
         self.choose = choose
@@ -176,27 +363,32 @@ class _Run:
         known = backbone.vocab_size if tokenizer is None else len(tokenizer)
         self.n_tokens = min(known, backbone.vocab_size)
         self.rows: list[_Row] = []
+        self.ended: dict[int, list[float]] = {}  # scores of the candidates at their end, by prompt
         # A group is (prompt, first answer, answers): its prompt is read once. A quarter of a batch
         # at most, or the last long answer of a prompt would keep all others from joining.
         self.quarter = max(1, batch_size // 4)
+        together = self.quarter if following.prune is None else n
         self.waiting = deque(
-            (prompt, first, min(self.quarter, n - first))
+            (prompt, first, min(together, n - first))
             for prompt in range(len(prompts))
-            for first in range(0, n, self.quarter)
+            for first in range(0, n, together)
         )
 
     def advance(self) -> list[Sampled]:
         """Let rows join, continue all rows by one token, and return those that became ready."""
         done = self._admit()
         if any(not row.is_done for row in self.rows):
-            last = [row.tokens[-1] for row in self.rows]
-            done += self._draw(self.decoder.step(last), self.rows)
+            tokens = [row.tokens[-1] for row in self.rows]
+            logits = self.decoder.step(tokens)
+            done += self._follow(tokens, logits)
+            if any(not row.is_drawn for row in self.rows):
+                done += self._draw(logits, self.rows)
         self._compact()
-        return done
+        return [self._sampled(row) for row in done]
 
-    def _admit(self) -> list[Sampled]:
+    def _admit(self) -> list[_Row]:
         """Fill free places, a quarter of the batch at least, since joining copies the cache."""
-        done: list[Sampled] = []
+        done: list[_Row] = []
         if self.batch_size - len(self.rows) < self.quarter:
             return done
         while self.waiting:
@@ -211,6 +403,8 @@ class _Run:
             read = [self.prompts[prompt] for prompt, _, _ in groups]
             logits = self.decoder.add(read, [count for _, _, count in groups])
             self.rows += fresh
+            if self.follower is not None:
+                self.follower.begin(logits)
             done += self._draw(logits, fresh)
         return done
 
@@ -237,8 +431,72 @@ class _Run:
         )
 
     @torch.inference_mode()
-    def _draw(self, logits: Tensor, rows: Sequence[_Row]) -> list[Sampled]:
-        """Give each row that is not done its next token; the rows that are done by it."""
+    def _follow(self, tokens: Sequence[int], logits: Tensor) -> list[_Row]:
+        """Let the follower see what the step computed; the rows that are done by it."""
+        if self.follower is None:
+            return []
+        # Rows that are dragged along must not change.
+        judged = [not row.is_done for row in self.rows]
+        is_judged = None if all(judged) else torch.tensor(judged).to(logits.device)
+        self.follower.feed(tokens, is_judged, logits)
+        for row, counts in zip(self.rows, judged, strict=True):
+            row.n_judged += counts
+        done = [row for row in self.rows if row.is_drawn and not row.is_done]
+        asked = self._asked()
+        if not (done or asked or self.following.on_running):
+            return []
+        # One transfer for all rows, and only in steps in which somebody looks.
+        scores = self.follower.scores().tolist()
+        for row, score, counts in zip(self.rows, scores, judged, strict=True):
+            row.score = score if counts else row.score
+        self._tell([row for row, counts in zip(self.rows, judged, strict=True) if counts])
+        for row in done:
+            self._end(row)
+        return done + [row for prompt, rows in asked.items() for row in self._prune(prompt, rows)]
+
+    def _asked(self) -> dict[int, list[_Row]]:
+        """Candidates under way, by prompt, where the rule is to be asked in this step."""
+        rule, found = self.following.prune, {}
+        if rule is None:
+            return found
+        for row in self.rows:
+            if not row.is_drawn and row.n_judged % rule.every == 0:
+                found.setdefault(row.prompt, []).append(row)
+        return found
+
+    def _prune(self, prompt: int, rows: Sequence[_Row]) -> list[_Row]:
+        """Stop what the rule names; all of `rows` have the same number of tokens."""
+        ended = self.ended.get(prompt, [])
+        stopped = [rows[i] for i in self.following.prune.stop([row.score for row in rows], ended)]
+        if len(stopped) >= len(rows) + len(ended):
+            raise RecipeError(
+                f"the rule {self.following.prune} stopped every candidate of prompt {prompt}; "
+                "expected one at least to go on or to have ended. Mend the rule"
+            )
+        for row in stopped:
+            row.is_drawn = row.is_done = row.is_pruned = True
+        return stopped
+
+    def _tell(self, rows: Sequence[_Row]) -> None:
+        if self.following.on_running is not None:
+            self.following.on_running(
+                Running(
+                    prompts=tuple(row.prompt for row in rows),
+                    numbers=tuple(row.number for row in rows),
+                    n_tokens=tuple(row.n_judged for row in rows),
+                    scores=tuple(row.score for row in rows),
+                )
+            )
+
+    def _end(self, row: _Row) -> None:
+        """The row has come to its end, with its score where a follower judged any token of it."""
+        row.is_done = True
+        if row.score is not None and self.following.prune is not None:
+            self.ended.setdefault(row.prompt, []).append(row.score)
+
+    @torch.inference_mode()
+    def _draw(self, logits: Tensor, rows: Sequence[_Row]) -> list[_Row]:
+        """Give each row that is not drawn its next token; the rows that are done by it."""
         logits = logits.float()
         if self.n_tokens < logits.shape[1]:
             logits = logits[:, : self.n_tokens]
@@ -246,17 +504,34 @@ class _Run:
         uniforms = np.array([row.uniforms[i] for row, i in zip(rows, at, strict=True)], np.float32)
         tokens = self.choose(logits, torch.from_numpy(uniforms).to(logits.device))
         gains = logits.gather(1, tokens[:, None])[:, 0] - torch.logsumexp(logits, dim=1)
-        done: list[Sampled] = []
+        done: list[_Row] = []
         for row, token, gain in zip(rows, tokens.tolist(), gains.tolist(), strict=True):
-            if row.is_done:
-                row.n_idle += 1
+            if row.is_drawn:
+                row.n_idle += row.is_done
                 continue
             row.tokens.append(token)
             row.logprob += gain
-            row.is_done = token in self.ends or len(row.tokens) == self.max_new_tokens
-            if row.is_done:
-                done.append(self._sampled(row))
+            row.is_drawn = token in self.ends or len(row.tokens) == self.max_new_tokens
+            if row.is_drawn and not self._misses_state(row):
+                done.append(row)
+        self._score(done)
+        for row in done:
+            self._end(row)
         return done
+
+    def _misses_state(self, row: _Row) -> bool:
+        """Whether the last token drawn is judged, so that its state must still be computed."""
+        if self.follower is None:
+            return False
+        return self.follower.counts_end or row.tokens[-1] not in self.ends
+
+    def _score(self, rows: Sequence[_Row]) -> None:
+        """Give rows that ended in a token that is not judged the score of those before."""
+        if self.follower is None or not any(row.n_judged for row in rows):
+            return
+        scores = self.follower.scores().tolist()
+        for row in rows:
+            row.score = scores[self.rows.index(row)] if row.n_judged else None
 
     def _sampled(self, row: _Row) -> Sampled:
         finished = row.tokens[-1] in self.ends
@@ -267,6 +542,8 @@ class _Run:
             logprob=row.logprob / len(row.tokens),
             prompt=row.prompt,
             number=row.number,
+            score=row.score,
+            is_pruned=row.is_pruned,
         )
 
     def _compact(self) -> None:
@@ -279,6 +556,8 @@ class _Run:
         is_full = any(len(row.tokens) + row.n_idle >= self.max_new_tokens for row in done)
         if is_full or (done and 8 * len(done) >= len(self.rows)):
             self.decoder.keep(alive)
+            if self.follower is not None:
+                self.follower.keep(alive)
             self.rows = [self.rows[i] for i in alive]
 
 

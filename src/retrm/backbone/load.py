@@ -75,7 +75,7 @@ def load_backbone(
                 "float32 on the cpu only"
             )
         return FakeBackbone(counts_end=counts_end)
-    folder = _model_folder(source, on_progress)
+    folder = model_folder(source, on_progress)
     tokenizer, model = _load_folder(
         name, folder, _torch_dtype(dtype, folder), trust_remote_code=trust_remote_code
     )
@@ -88,7 +88,7 @@ def load_backbone(
     return TransformersBackbone(model, renderer, fingerprint, name)
 
 
-def _model_folder(source: ModelSource, on_progress: Callable[[str], None]) -> Path:
+def model_folder(source: ModelSource, on_progress: Callable[[str], None]) -> Path:
     """The folder with config, weights and tokenizer, fetching or converting what is missing."""
     if source.kind == "embedded":
         made = copy_of(SMOLLM2.sha256)

@@ -15,6 +15,12 @@ class Sampled:
             the engine does not tell.
         prompt: index of the prompt.
         number: index of the answer among those of its prompt.
+        score: raw score of `token_ids` by the head that ran along; None = none did, or no token is
+            judged (an answer that is an end token alone, where ends do not count).
+        is_pruned: whether it was stopped because others were better; it is then no answer, and
+            `score` is that of the tokens so far.
+        is_text_exact: whether rendering `response` gives `token_ids` again, so that a later reading
+            of the text scores the same tokens; None = not looked at.
     """
 
     response: str
@@ -23,3 +29,6 @@ class Sampled:
     logprob: float | None
     prompt: int
     number: int
+    score: float | None = None
+    is_pruned: bool = False
+    is_text_exact: bool | None = None

@@ -14,7 +14,7 @@ Source: the identity post_norm = FinalNorm(residual at L), logits = W post_norm;
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -32,6 +32,29 @@ from retrm.backbone.locate import Located, locate
 from retrm.errors import BackboneError, OverlongError, RecipeError, did_you_mean
 
 State = tuple[int, StatePoint]
+
+
+# A long prompt passes in pieces of so many tokens.
+_PREFIX_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class _Prefix:
+    """A prompt that was read: its token ids, their keys and values, up to which layer."""
+
+    ids: tuple[int, ...]
+    cache: Any
+    layer: int
+
+    def serves(self, ids: tuple[int, ...], wanted: Collection[State]) -> bool:
+        """Whether it is this prompt, read as high as `wanted` needs."""
+        return self.ids == ids and max(layer for layer, _ in wanted) <= self.layer
+
+    def drop_answers(self) -> None:
+        """Leave the keys and values of the prompt alone; `crop` means other things in each release."""
+        n = len(self.ids)
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[..., :n, :], layer.values[..., :n, :]
 
 
 class _EnoughRead(Exception):
@@ -65,6 +88,9 @@ class TransformersBackbone:
         self.vocab_size = self.located.unembedding.weight.shape[0]
         self.context_length = self.located.context_length
         self.shares_prompts = self.located.shares_prompts
+        # Frequencies that follow the length of a row would differ between a prompt and its answers.
+        self.caches_prompts = self.shares_prompts and self.located.switch_at is None
+        self._prefix: _Prefix | None = None
 
     @property
     def device(self) -> torch.device:
@@ -131,6 +157,69 @@ class TransformersBackbone:
             raise BackboneError(f"{self.name} is in training mode; call model.eval() first")
 
     def _run(self, batch: TokenBatch, wanted: Collection[State], visit: Visit) -> None:
+        inputs = self.inputs(batch)
+        watched = self.watched(wanted, visit, stop=True)
+        if batch.prefix:
+            inputs |= {"past_key_values": self._prefix_of(batch, wanted).cache, "use_cache": True}
+        try:
+            with suppress(_EnoughRead), torch.inference_mode(), watched:
+                self.located.decoder(**inputs)
+        finally:
+            if batch.ends_prefix:
+                self._prefix = None
+            elif self._prefix is not None:
+                self._prefix.drop_answers()
+
+    def _prefix_of(self, batch: TokenBatch, wanted: Collection[State]) -> "_Prefix":
+        """Keys and values of the prompt in front of `batch`: kept since its last batch, or read now.
+
+        The prompt passes in pieces, so that its activations are never larger than those of a batch,
+        and no higher than the states that are wanted.
+        """
+        if self._prefix is not None and self._prefix.serves(batch.prefix, wanted):
+            return self._prefix
+        from transformers.cache_utils import DynamicCache
+
+        top = max(wanted, key=lambda state: (state[0], state[1] == "residual"))
+        prefix = _Prefix(batch.prefix, DynamicCache(), top[0])
+        for start in range(0, len(batch.prefix), _PREFIX_TOKENS):
+            ids = torch.tensor([batch.prefix[start : start + _PREFIX_TOKENS]], device=self.device)
+            piece = replace(
+                batch,
+                ids=ids,
+                positions=torch.arange(start, start + ids.shape[1])[None],
+                attention=torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()[
+                    None, None
+                ],
+                prefix=batch.prefix[:start],
+            )
+            inputs = self.inputs(piece) | {"past_key_values": prefix.cache, "use_cache": True}
+            with (
+                suppress(_EnoughRead),
+                torch.inference_mode(),
+                self.watched({top}, lambda *_: None, stop=True),
+            ):
+                self.located.decoder(**inputs)
+        self._prefix = prefix
+        return prefix
+
+    @contextmanager
+    def watched(
+        self, wanted: Collection[State], visit: Visit, *, stop: bool = False
+    ) -> Iterator[None]:
+        """Show `visit` the wanted states of the ONE pass of the model that is run inside.
+
+        Serves whoever runs the model itself, with a cache of keys and values for example: states
+        are those of the tokens that pass through, (rows, new tokens, width).
+
+        Args:
+            wanted: the (layer, state point) pairs.
+            visit: called for each, as in `forward`.
+            stop: break the pass off behind the last of them.
+
+        Raises:
+            BackboneError: the blocks did not run as located.
+        """
         missing = set(wanted)
 
         def deliver(layer: int, point: StatePoint, state: Tensor) -> None:
@@ -141,13 +230,11 @@ class TransformersBackbone:
                 )
             missing.discard((layer, point))
             visit(layer, point, state)
-            if not missing:
+            if stop and not missing:
                 raise _EnoughRead
 
-        inputs = self.inputs(batch)
-        hooks = _hooked(self.located, set(wanted), deliver)
-        with suppress(_EnoughRead), torch.inference_mode(), hooks:
-            self.located.decoder(**inputs)
+        with _hooked(self.located, set(wanted), deliver):
+            yield
         if missing:
             raise BackboneError(
                 f"{self.name} ran without passing layers {sorted(missing)}: its forward does not "
@@ -184,13 +271,19 @@ class TransformersBackbone:
         if self.located.takes_positions:
             inputs["position_ids"] = positions
         if batch.attention.ndim == 4:
-            inputs["attention_mask"] = self._dense_masks(batch.attention.to(self.device), positions)
+            before = torch.arange(len(batch.prefix), device=self.device).expand(len(positions), -1)
+            seen = batch.attention.to(self.device)
+            seen = torch.cat([seen.new_ones(*seen.shape[:3], before.shape[1]), seen], dim=3)
+            looked_at = torch.cat([before, positions], dim=1)
+            inputs["attention_mask"] = self._dense_masks(seen, positions, looked_at)
         elif self.located.takes_mask:
             inputs["attention_mask"] = batch.attention.to(self.device).long()
         return inputs
 
-    def _dense_masks(self, mask: Tensor, positions: Tensor) -> Tensor | Mapping[str, Tensor]:
-        """(rows, 1, tokens, tokens) bool -> what the family adds to its attention scores.
+    def _dense_masks(
+        self, mask: Tensor, positions: Tensor, looked_at: Tensor
+    ) -> Tensor | Mapping[str, Tensor]:
+        """(rows, 1, tokens, keys) bool -> what the family adds to its attention scores.
 
         A dense mask switches off the family's own local attention, so the window is cut here, by
         position: a token sees its prompt and itself, where a difference of positions is a distance.
@@ -198,7 +291,7 @@ class TransformersBackbone:
         style, window = self.located.masks, self.located.window
         near = mask
         if window is not None:
-            near = mask & (positions[:, None, :, None] - positions[:, None, None, :] < window)
+            near = mask & (positions[:, None, :, None] - looked_at[:, None, None, :] < window)
         if style == "plain" or window is None:
             return self._additive(mask)
         if style == "window":

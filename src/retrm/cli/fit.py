@@ -6,7 +6,7 @@ from typing import Any
 from retrm.cli.console import err, out, print_json, reading_progress
 from retrm.cli.options import Output
 from retrm.cli.settings import read_settings
-from retrm.errors import OutputError, RecipeError
+from retrm.errors import RecipeError
 
 
 def fit(
@@ -34,6 +34,9 @@ def fit(
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
+    engine: str = "local",
+    workers: int | None = None,
+    ray_address: str | None = None,
     keep_features: bool = False,
     json: bool = False,
 ) -> None:
@@ -91,19 +94,26 @@ def fit(
         Of the backbone: float32, bfloat16, float64 or auto.
     device
         cpu, cuda, cuda:1, ...
+    engine
+        local = in this process; ray = on the workers of a Ray cluster (the reading).
+    workers
+        Backbones of engine ray; by default one a GPU, or without GPUs one a machine.
+    ray_address
+        Of a running cluster, or auto; by default RAY_ADDRESS, else this machine alone.
     keep_features
         Keep the features that were read, to fit again without reading (same recipes).
     json
         Print one JSON object on stdout.
     """
-    from retrm.backbone.load import load_backbone
+    from retrm.backbone.remote import open_backbone
     from retrm.data.load import load_table
+    from retrm.engines.base import open_engine
     from retrm.evaluation.held_out import measure
     from retrm.fitting.fit import check_methods, check_table, check_test_fraction, recipes_of
     from retrm.fitting.fit import fit as fit_methods
     from retrm.heads.artifact import check_target
     from retrm.methods import method as preset
-    from retrm.store.shards import ShardSink
+    from retrm.store.shards import ShardSink, delete_store
 
     settings = read_settings(config, ("recipe", "gradient"))
     overrides = {
@@ -142,26 +152,31 @@ def fit(
         empty=empty,  # type: ignore[arg-type]
     )
     check_table(methods, table, label_threshold=label_threshold)
-    backbone = load_backbone(
-        model, dtype=dtype, device=device, counts_end=methods[0].recipe.counts_end
-    )
-    err.print(f"{len(table):,} answers to {len(table.candidate_sets()):,} prompts from {data}")
-    store = output / "features"
-    recipes = recipes_of(backbone, table, methods)
-    sink = ShardSink(store, recipes, backbone.fingerprint, dtype=backbone.dtype)
-    with reading_progress("reading") as on_progress:
-        fits = fit_methods(
-            table,
-            backbone,
-            methods,
-            test_fraction=test_fraction,
-            seed=seed,
-            label_threshold=label_threshold,
-            sink=sink,
-            overlong=overlong,  # type: ignore[arg-type]
-            source=Path(data).name,
-            on_progress=on_progress,
+    with open_engine(engine, workers=workers, address=ray_address, device=device) as where:
+        backbone = open_backbone(
+            model,
+            engine=where,
+            dtype=dtype,
+            device=device,
+            counts_end=methods[0].recipe.counts_end,
         )
+        err.print(f"{len(table):,} answers to {len(table.candidate_sets()):,} prompts from {data}")
+        store = output / "features"
+        recipes = recipes_of(backbone, table, methods)
+        sink = ShardSink(store, recipes, backbone.fingerprint, dtype=backbone.dtype)
+        with reading_progress("reading") as on_progress:
+            fits = fit_methods(
+                table,
+                backbone,
+                methods,
+                test_fraction=test_fraction,
+                seed=seed,
+                label_threshold=label_threshold,
+                sink=sink,
+                overlong=overlong,  # type: ignore[arg-type]
+                source=Path(data).name,
+                on_progress=on_progress,
+            )
     held_out = table.take(fits.test_rows.tolist())
     figures = measure(
         fits.test_scores,
@@ -174,20 +189,8 @@ def fit(
     for made, folder in zip(fits.models, folders, strict=True):
         made.with_metrics(metrics).save(folder)
     if not keep_features:
-        _remove(store)
+        delete_store(store)
     _report(fits, folders, figures, metrics, json)
-
-
-def _remove(store: Path) -> None:
-    # Only what a feature store consists of; anything else in the folder is not ours.
-    if not store.is_dir():
-        return
-    for path in [*store.glob("shard-*.safetensors"), store / "manifest.json"]:
-        path.unlink(missing_ok=True)
-    try:
-        store.rmdir()
-    except OSError as error:
-        raise OutputError(f"{store} holds other files and was left in place") from error
 
 
 def _report(

@@ -1,4 +1,4 @@
-"""`retrm inspect`: what is inside a language model or a reward-model folder."""
+"""`retrm inspect`: what is inside a language model, a reward-model folder or a feature store."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +11,14 @@ from retrm.features.caveat import CAVEAT
 def inspect(target: str, /, *, plot: Path | None = None, json: bool = False) -> None:
     """Show the layers and the LM head's spectrum of a model, or what a reward model is made of.
 
-    A reward model is read without loading its backbone.
+    A reward model is read without loading its backbone. Of stored features (`retrm fit
+    --keep-features`) it shows how many there are and the bytes per token.
 
     Parameters
     ----------
     target
-        smollm2-135m, fake, a folder, a GGUF file or a hub name; or a folder made by retrm fit.
+        smollm2-135m, fake, a folder, a GGUF file or a hub name; or a folder made by retrm fit, or
+        the features that it kept.
     plot
         PNG file to write with the spectrum (models only).
     json
@@ -24,6 +26,8 @@ def inspect(target: str, /, *, plot: Path | None = None, json: bool = False) -> 
     """
     if (Path(target) / "reward_model.json").is_file():
         _inspect_reward_model(Path(target), plot, json)
+    elif _is_store(Path(target)):
+        _inspect_store(Path(target), plot, json)
     else:
         _inspect_model(target, plot, json)
 
@@ -268,3 +272,77 @@ def _interval(found: Mapping[str, float] | None) -> str:
     if found is None:
         return ""
     return format_interval(found["value"], found["low"], found["high"])
+
+
+# ---------------------------------------------------------------------- store
+
+
+def _is_store(folder: Path) -> bool:
+    if (folder / "config.json").is_file():
+        return False
+    return (folder / "manifest.json").is_file() or any(folder.glob("shard-*.safetensors"))
+
+
+def _inspect_store(folder: Path, plot: Path | None, as_json: bool) -> None:
+    from retrm.errors import RecipeError
+    from retrm.store.summary import summary_of
+
+    if plot is not None:
+        raise RecipeError(
+            "--plot draws the spectrum of a model, but this is a feature store. Inspect its "
+            "backbone instead"
+        )
+    found = summary_of(folder)
+    if as_json:
+        print_json(found.as_dict())
+        return
+    _print_facts(str(folder), _store_in_words(found))
+    _print_costs(found)
+
+
+def _store_in_words(found: Any) -> list[tuple[str, str]]:
+    prints = ", ".join(f"{k} {v[:8]}" for k, v in found.manifest.fingerprint.items())
+    return [
+        (
+            "reading",
+            "finished" if found.is_finished else "not finished: the same command goes on there",
+        ),
+        ("answers", f"{found.n_answers:,}"),
+        (
+            "tokens",
+            f"{found.n_tokens:,} of the answers"
+            if found.n_tokens is not None
+            else "not known: no recipe keeps tokens",
+        ),
+        (
+            "files",
+            f"{found.n_shards} shards, {_size(found.n_bytes)} with the index; sizes and headers "
+            "agree with the manifest (checksums are compared when a reading opens it)",
+        ),
+        ("multiplied in", found.manifest.precision.removeprefix("torch.")),
+        ("fingerprints", prints),
+    ]
+
+
+def _print_costs(found: Any) -> None:
+    from retrm.cli.console import table
+
+    rows = [
+        (
+            recipe.name,
+            f"{recipe.n_features:,} x {recipe.dtype}",
+            f"{recipe.bytes_per_row:,} B a{'n' * (recipe.kept_per == 'answer')} {recipe.kept_per}",
+            "" if recipe.bytes_per_token is None else f"{recipe.bytes_per_token:,.1f}",
+            _size(recipe.n_bytes),
+        )
+        for recipe in found.recipes
+    ]
+    columns = ("recipe", "features", "each", "bytes per token", "in all")
+    out.print(table("What is kept", columns, rows), soft_wrap=False)
+
+
+def _size(n_bytes: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:,.1f} {unit}"
+    return f"{n_bytes} B"

@@ -3,6 +3,7 @@
 import contextlib
 import json as json_module
 import sys
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ def score(
     format: str = "auto",
     overlong: str = "error",
     device: str = "cpu",
+    engine: str = "local",
+    workers: int | None = None,
+    ray_address: str | None = None,
     json: bool = False,
 ) -> None:
     """Write every input row, in input order, with a `score` added.
@@ -49,10 +53,17 @@ def score(
         Answers beyond the context: error, truncate_left or skip (score null, counted).
     device
         cpu, cuda, cuda:1, ...
+    engine
+        local = in this process; ray = on the workers of a Ray cluster, with the same scores.
+    workers
+        Backbones of engine ray; by default one a GPU, or without GPUs one a machine.
+    ray_address
+        Of a running cluster, or auto; by default RAY_ADDRESS, else this machine alone.
     json
         Print a summary as one JSON object on stdout; needs an output file.
     """
     from retrm.data.load import iter_parsed
+    from retrm.engines.base import open_engine
     from retrm.errors import RecipeError
     from retrm.records import check_overlong
     from retrm.scorers.open import open_scorer
@@ -64,39 +75,61 @@ def score(
         )
     rows = iter_parsed(data, format=format)
     first = next(rows, None)  # mistakes in the file surface before a model is loaded
-    made = open_scorer(scorer, model=model, device=device)
     counts = {"rows": 0, "answers": 0, "skipped": 0}
-    with _target(output) as write, progress("scoring") as report:
-        for chunk in _chunks(first, rows):
-            answers = [answer for _, parsed in chunk for answer in parsed.answers]
-            scores = _score(made, answers, overlong)
-            counts["answers"] += len(answers)
-            counts["skipped"] += int(np.isnan(scores).sum())
-            start = 0
-            for record, parsed in chunk:
-                stop = start + len(parsed.answers)
-                value = parsed.score_value(scores[start:stop].tolist())
-                write({**record.fields, "score": _null_for_nan(value)})
-                start = stop
-                counts["rows"] += 1
-            report(counts["rows"], counts["rows"], f"{counts['answers']:,} answers")
+    with open_engine(engine, workers=workers, address=ray_address, device=device) as where:
+        made = open_scorer(scorer, model=model, device=device, engine=where)
+        with _target(output) as write, progress("scoring") as report:
+            for chunk, scores in _scored(made, _chunks(first, rows), overlong):
+                counts["answers"] += len(scores)
+                counts["skipped"] += int(np.isnan(scores).sum())
+                counts["rows"] += len(chunk)
+                for row in _rows(chunk, scores):
+                    write(row)
+                report(counts["rows"], counts["rows"], f"{counts['answers']:,} answers")
     if json:
         print_json({**counts, "output": str(output)})
     else:
         err.print(", ".join(f"{name} {n:,}" for name, n in counts.items()))
 
 
-def _score(scorer: Any, answers: list[Any], overlong: str) -> np.ndarray:
+def _scored(
+    scorer: Any, chunks: Iterator[list[Any]], overlong: str
+) -> Iterator[tuple[list[Any], np.ndarray]]:
+    """Each chunk with its scores, in order; workers have several chunks at a time."""
+    begun: deque[list[Any]] = deque()
+
+    def answers() -> Iterator[list[Any]]:
+        for chunk in chunks:
+            begun.append(chunk)
+            yield [answer for _, parsed in chunk for answer in parsed.answers]
+
+    for scores in _score_chunks(scorer, answers(), overlong):
+        yield begun.popleft(), scores
+
+
+def _rows(chunk: list[Any], scores: np.ndarray) -> Iterator[dict[str, Any]]:
+    start = 0
+    for record, parsed in chunk:
+        stop = start + len(parsed.answers)
+        value = parsed.score_value(scores[start:stop].tolist())
+        yield {**record.fields, "score": _null_for_nan(value)}
+        start = stop
+
+
+def _score_chunks(scorer: Any, chunks: Iterator[list[Any]], overlong: str) -> Iterator[np.ndarray]:
     from retrm.errors import RecipeError
+    from retrm.scorers.baseline import LogProbabilityScorer
     from retrm.scorers.reward_model import RewardModel
 
     if isinstance(scorer, RewardModel):
-        return scorer.score(answers, overlong=overlong)  # type: ignore[arg-type]
+        return scorer.score_chunks(chunks, overlong=overlong)  # type: ignore[arg-type]
     if overlong != "error":
         raise RecipeError(
             f"--overlong {overlong} is for reward models; {scorer.name} does not cut or skip answers"
         )
-    return scorer.score(answers)
+    if isinstance(scorer, LogProbabilityScorer):
+        return scorer.score_chunks(chunks)
+    return map(scorer.score, chunks)
 
 
 def _chunks(first: Any, rest: Iterator[Any]) -> Iterator[list[Any]]:

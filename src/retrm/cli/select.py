@@ -33,10 +33,11 @@ def select(
     Parameters
     ----------
     scorer
-        Folder made by retrm fit; hf:PATH; or shortest, longest, random, log_probability. Rules that
-        use no score accept `none`.
+        Folder made by retrm fit; hf:PATH; `stored` for the scores in the file; or shortest, longest,
+        random, log_probability. Rules that use no score accept `none`.
     rollouts
-        File of prompts with several answers each.
+        File of prompts with several answers each; candidates marked as pruned are left out and
+        counted.
     rule
         See above.
     output
@@ -69,7 +70,10 @@ def select(
         raise RecipeError(f"the rule {rule} needs a scorer, got none")
     if "other" in spec.needs and other is None:
         raise RecipeError(f"the rule {rule} combines two scorers; add --other SCORER")
-    answers = load_table(rollouts)
+    whole = load_table(rollouts)
+    # A pruned candidate is part of an answer: it is no choice, whatever score it would get.
+    places = [row for row, answer in enumerate(whole.answers) if not answer.pruned]
+    answers = whole.take(places)
     keys = [answer.key for answer in answers.answers] if "keys" in spec.needs else None
     if keys is not None and not any(keys):
         raise DataError(
@@ -93,7 +97,7 @@ def select(
         fallback_to_best_of_n=fallback,
     )
     rows = [
-        _row(answers, scores, prompt, row)
+        _row(answers, scores, prompt, row, places)
         for prompt, row in zip(kept.prompt_ids, kept.rows, strict=True)
     ]
     if output is not None:
@@ -105,6 +109,7 @@ def select(
         "n_ties": kept.n_tied,
         "n_abstained": kept.n_abstained,
         "n_without_key": kept.n_without_key,
+        "n_pruned": len(whole) - len(answers),
     }
     if not np.isnan(answers.labels).any() and np.isin(answers.labels, (0, 1)).all():
         summary |= _accuracy(answers, kept)
@@ -119,7 +124,9 @@ def _lengths(answers: Any) -> list[int]:
     return [len(answer.response) for answer in rows]
 
 
-def _row(answers: Any, scores: Any, prompt: str, row: int | None) -> dict[str, Any]:
+def _row(
+    answers: Any, scores: Any, prompt: str, row: int | None, places: list[int]
+) -> dict[str, Any]:
     if row is None:
         return {"prompt_id": prompt, "response": None, "score": None, "key": None, "index": None}
     answer = answers.answers[row]
@@ -128,7 +135,7 @@ def _row(answers: Any, scores: Any, prompt: str, row: int | None) -> dict[str, A
         "response": answer.response,
         "score": None if scores is None else float(scores[row]),
         "key": answer.key,
-        "index": row,
+        "index": places[row],
     }
 
 

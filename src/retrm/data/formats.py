@@ -48,6 +48,7 @@ from retrm.data.values import (
     read_logprob,
     read_prompt_id,
     read_rating,
+    read_score,
     read_token_ids,
 )
 from retrm.errors import DataError, FormatError, did_you_mean
@@ -317,8 +318,11 @@ def _parse_rollouts(record: Record, options: Options) -> Parsed:
     pid = read_prompt_id(fields, prompt, where)
     columns = {
         name: read_column(fields, name, n, where) or [None] * n
-        for name in ("correct", "token_ids", "finished", "logprobs", "keys")
+        for name in ("correct", "token_ids", "finished", "logprobs", "keys", "pruned")
     }
+    # `score` belongs to the answers where it is a list, as retrm writes it; one number does not.
+    has_scores = isinstance(fields.get("score"), list | tuple)
+    scores = read_column(fields, "score", n, where) if has_scores else None
     ids = [read_token_ids(v, where, f"token_ids[{i}]") for i, v in enumerate(columns["token_ids"])]
     answers = tuple(
         Answer(
@@ -330,6 +334,8 @@ def _parse_rollouts(record: Record, options: Options) -> Parsed:
             key=read_key(columns["keys"][i], where, f"keys[{i}]"),
             logprob=read_logprob(columns["logprobs"][i], where, f"logprobs[{i}]"),
             where=where,
+            score=read_score(scores[i], where, f"score[{i}]") if scores else None,
+            pruned=bool(read_flag(columns["pruned"][i], where, f"pruned[{i}]")),
         )
         for i in range(n)
     )

@@ -11,7 +11,8 @@ and counted:
     pairs, ranked_lists, ties      relations kept; a tie is a list with equal ranks only
     answers_shared                 answers that took the row of an equal one (preferences, lists)
     answers_repeated               rows that are equal to an earlier row (samples)
-    answers_cut                    rows whose `finished` is false
+    answers_cut                    rows whose `finished` is false, pruned ones not counted
+    answers_pruned                 rows that sampling stopped for their running scores
     prompts_prefilled              records whose prompt ends with words of the assistant
     dropped_identical              records whose two answers are equal
     dropped_different_prompts      preferences between answers to different prompts
@@ -269,7 +270,8 @@ class _Builder:
         self.answers.append(answer)
         self.labels.append(label)
         self.counts["labels_missing"] += parsed.is_labelled and math.isnan(label)
-        self.counts["answers_cut"] += answer.finished is False
+        self.counts["answers_cut"] += answer.finished is False and not answer.pruned
+        self.counts["answers_pruned"] += answer.pruned
         return row
 
     def _add_list(self, rows: tuple[int, ...], ranks: tuple[float, ...]) -> None:

@@ -172,6 +172,12 @@ def read_key(value: Any, where: str, column: str) -> str | None:
     return None if value is None else read_text(value, where, column)
 
 
+def read_score(value: Any, where: str, column: str) -> float | None:
+    """A raw score; None where there is none."""
+    number = read_rating(value, where, column)
+    return None if math.isnan(number) else number
+
+
 def read_logprob(value: Any, where: str, column: str) -> float | None:
     """Nats a token; None where it was not recorded."""
     if isinstance(value, bool | str):

@@ -2,30 +2,33 @@
 
 Answers are rendered first (mistakes surface before the model works), then read in batches sorted by
 length under a token budget; answers that share a prompt share its reading where the model family
-allows. Features go to memory, or to a store on disk from which a killed run goes on.
+allows. Features go to memory, or to a store on disk from which a killed run goes on. A backbone that
+lies on the workers of an engine reads there what is planned here.
 """
 
 import hashlib
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from retrm.backbone.base import Backbone, Rendered, StatePoint, TokenBatch
-from retrm.backbone.batching import TOKENS_PER_BATCH, BatchPlan, build, plan_batches
+from retrm.backbone.base import Backbone, Rendered
+from retrm.backbone.batching import TOKENS_PER_BATCH, BatchPlan, plan_batches
 from retrm.backbone.render import fit_to_context
 from retrm.errors import RecipeError
+from retrm.features.batch_pass import BatchFeatures, PlannedBatch, batch_passes, few_passes
 from retrm.features.recipe import Recipe
-from retrm.features.reduce import BatchIndex, Features, Reducer, StateReducer
+from retrm.features.reduce import Features, Layout, Reducer, StateReducer
 from retrm.features.sink import FeatureSink, MemorySink
 from retrm.records import Answer, check_overlong
 
 Overlong = Literal["error", "truncate_left", "skip"]
-PAD_ID = 0  # any valid id: padding stands behind every token that is read and is masked
+KEY_CHARACTERS = 24  # of the hash by which an answer is known in a store
 
 
 @dataclass(frozen=True)
@@ -123,38 +126,92 @@ def read(
     Raises:
         OverlongError, RenderError, RecipeError: before the model works.
     """
-    _check_counts_end(backbone, recipes)
-    given = reducers or {}
-    made: dict[str, StateReducer] = {
-        name: Reducer(recipe, backbone) for name, recipe in recipes.items() if name not in given
-    }
-    made.update(given)
+    made = _reducers(backbone, recipes, reducers or {})
     todo = render_all(backbone, answers, overlong=overlong)
-    started = time.monotonic()
-    features, n_tokens = _read_into(
-        backbone,
-        todo.rendered,
-        made,
-        sink if sink is not None else MemorySink(),
-        tokens_per_batch,
-        share_prompts,
-        on_progress,
+    into = sink if sink is not None else MemorySink()
+    part = _Pass.open(
+        *(backbone, todo.rendered, into, made),
+        tokens_per_batch=tokens_per_batch,
+        share_prompts=share_prompts,
     )
-    return Reading(
-        features=features,
-        rows=np.array(todo.rows, dtype=np.int64),
-        n_tokens=n_tokens,
-        n_truncated=todo.n_truncated,
-        n_skipped=todo.n_skipped,
-        elapsed_s=time.monotonic() - started,
-    )
+    try:
+        for number, features in batch_passes(backbone, made, part.batches()):
+            part.add(number, features)
+            if on_progress is not None:
+                on_progress(part.progress())
+    except BaseException:
+        into.flush()
+        raise
+    return _reading(todo, part, into.close(len(part.keys), _layouts(made)))
+
+
+def read_chunks(
+    backbone: Backbone,
+    chunks: Iterable[Sequence[Answer]],
+    recipes: Mapping[str, Recipe],
+    *,
+    reducers: Mapping[str, StateReducer] | None = None,
+    overlong: Overlong = "error",
+) -> Iterator[Reading]:
+    """A reading for each chunk of a stream, in order and in memory; each as `read` gives it.
+
+    Batches never mix chunks, so a score does not depend on how many chunks there are. Here a chunk is
+    read before the next one is asked for; on workers many are under way together.
+
+    Args:
+        backbone: the frozen model.
+        chunks: answers, some hundred at a time.
+        recipes: by name.
+        reducers: ready-made ones by name, as for `read`.
+        overlong: as for `read`.
+
+    Raises:
+        OverlongError, RenderError, RecipeError: when the chunk at fault is asked for.
+    """
+    made = _reducers(backbone, recipes, reducers or {})
+    layouts = _layouts(made)
+    begun: deque[tuple[RenderedAnswers, _Pass]] = deque()
+    owner: dict[int, tuple[_Pass, int]] = {}
+    numbers = itertools.count()
+
+    def batches() -> Iterator[PlannedBatch]:
+        for answers in chunks:
+            todo = render_all(backbone, answers, overlong=overlong)
+            part = _Pass.open(backbone, todo.rendered, MemorySink(), made)
+            begun.append((todo, part))
+            for number, batch in enumerate(part.batches()):
+                owner[next(numbers)] = part, number
+                yield batch
+
+    def finished(*, at_end: bool) -> Iterator[Reading]:
+        while begun and (at_end or begun[0][1].is_done):
+            todo, part = begun.popleft()
+            yield _reading(todo, part, part.sink.close(len(part.keys), layouts))
+
+    for number, features in batch_passes(backbone, made, batches()):
+        part, at = owner.pop(number)
+        part.add(at, features)
+        yield from finished(at_end=False)
+    yield from finished(at_end=True)
 
 
 def count_tokens(
-    backbone: Backbone, rendered: Sequence[Rendered], *, tokens_per_batch: int = TOKENS_PER_BATCH
+    backbone: Backbone,
+    rendered: Sequence[Rendered],
+    *,
+    reads_prompts: bool = False,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> int:
-    """Real tokens that pass through the model when `read` reads these answers."""
-    return sum(plan.n_tokens for plan in _batches(backbone, rendered, tokens_per_batch, True))
+    """Real tokens that pass through the model when `read` reads these answers.
+
+    Args:
+        backbone: that will read.
+        rendered: the answers.
+        reads_prompts: whether a reducer needs the states of all prompt tokens.
+        tokens_per_batch: budget of a forward pass.
+    """
+    plans = _plans(backbone, rendered, reads_prompts, tokens_per_batch, share_prompts=True)
+    return sum(plan.n_tokens for plan in plans)
 
 
 def read_rendered(
@@ -162,62 +219,113 @@ def read_rendered(
 ) -> Features:
     """Features of answers that are already token ids; for self-tests, heat maps and the service."""
     made = {"only": reducer}
-    features, _ = _read_into(backbone, rendered, made, MemorySink(), TOKENS_PER_BATCH, True, None)
-    return features["only"]
+    part = _Pass.open(backbone, rendered, MemorySink(), made)
+    for number, features in few_passes(backbone, made, part.batches()):
+        part.add(number, features)
+    return part.sink.close(len(rendered), _layouts(made))["only"]
 
 
-def _read_into(
+@dataclass
+class _Pass:
+    """A reading under way: what is planned, and what came back."""
+
+    sink: FeatureSink
+    keys: list[str]
+    missing: list[int]
+    pending: list[Rendered]
+    plans: list[BatchPlan]
+    tokens_total: int
+    n_done: int
+    n_tokens: int = 0
+    n_batches: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def open(
+        cls,
+        backbone: Backbone,
+        rendered: Sequence[Rendered],
+        sink: FeatureSink,
+        reducers: Mapping[str, StateReducer],
+        *,
+        tokens_per_batch: int = TOKENS_PER_BATCH,
+        share_prompts: bool = True,
+    ) -> "_Pass":
+        """Ask the sink what is missing and plan its batches."""
+        keys = [_row_key(item) for item in rendered]
+        done = sink.open(keys)
+        missing = [i for i in range(len(keys)) if i not in done]
+        pending = [rendered[i] for i in missing]
+        reads_prompts = any(reducer.reads_prompts for reducer in reducers.values())
+        plans = _plans(
+            backbone, pending, reads_prompts, tokens_per_batch, share_prompts=share_prompts
+        )
+        tokens_total = sum(plan.n_tokens for plan in plans)
+        return cls(sink, keys, missing, pending, plans, tokens_total, len(done))
+
+    def batches(self) -> Iterator[PlannedBatch]:
+        """What is to be read, in the order of the plan."""
+        return (PlannedBatch.of(plan, self.pending) for plan in self.plans)
+
+    def add(self, number: int, features: BatchFeatures) -> None:
+        """Hand over what batch `number` gave."""
+        plan = self.plans[number]
+        answers = [self.missing[i] for row in plan.rows for i in row.answers]
+        self.sink.add(answers, features)
+        self.n_done += len(answers)
+        self.n_tokens += plan.n_tokens
+        self.n_batches += 1
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every batch came back."""
+        return self.n_batches == len(self.plans)
+
+    def progress(self) -> Progress:
+        """How far it is."""
+        elapsed = time.monotonic() - self.started
+        return Progress(self.n_done, len(self.keys), self.n_tokens, self.tokens_total, elapsed)
+
+
+def _plans(
     backbone: Backbone,
     rendered: Sequence[Rendered],
-    reducers: Mapping[str, StateReducer],
-    sink: FeatureSink,
+    reads_prompts: bool,
     tokens_per_batch: int,
+    *,
     share_prompts: bool,
-    on_progress: Callable[[Progress], None] | None,
-) -> tuple[Mapping[str, Features], int]:
-    keys = [_row_key(item) for item in rendered]
-    done = sink.open(keys)
-    missing = [i for i in range(len(keys)) if i not in done]
-    pending = [rendered[i] for i in missing]
-    plans = _batches(backbone, pending, tokens_per_batch, share_prompts)
-    tokens_total = sum(plan.n_tokens for plan in plans)
-    started, n_tokens, n_done = time.monotonic(), 0, len(done)
-    for plan in plans:
-        batch = build(plan, pending, PAD_ID, device=backbone.device)
-        sink.add([missing[i] for i in batch.answers], _reduce_batch(backbone, batch, reducers))
-        n_tokens += batch.n_tokens
-        n_done += len(batch.answers)
-        if on_progress is not None:
-            elapsed = time.monotonic() - started
-            on_progress(Progress(n_done, len(keys), n_tokens, tokens_total, elapsed))
-    layouts = {name: reducer.layout for name, reducer in reducers.items()}
-    return sink.close(len(keys), layouts), n_tokens
-
-
-def _batches(
-    backbone: Backbone, rendered: Sequence[Rendered], tokens_per_batch: int, share_prompts: bool
 ) -> list[BatchPlan]:
     return plan_batches(
         rendered,
         tokens_per_batch=tokens_per_batch,
         share_prompts=share_prompts and backbone.shares_prompts,
+        cache_prompts=share_prompts and backbone.caches_prompts and not reads_prompts,
     )
 
 
-def _reduce_batch(
-    backbone: Backbone, batch: TokenBatch, reducers: Mapping[str, StateReducer]
-) -> dict[str, Features]:
-    index = BatchIndex.of(batch)
-    shown = [(reducer, set(reducer.wanted)) for reducer in reducers.values()]
-    wanted = {state for _, pairs in shown for state in pairs}
+def _reducers(
+    backbone: Backbone, recipes: Mapping[str, Recipe], given: Mapping[str, StateReducer]
+) -> dict[str, StateReducer]:
+    _check_counts_end(backbone, recipes)
+    made: dict[str, StateReducer] = {
+        name: Reducer(recipe, backbone) for name, recipe in recipes.items() if name not in given
+    }
+    return {**made, **given}
 
-    def visit(layer: int, point: StatePoint, states: Tensor) -> None:
-        for reducer, pairs in shown:
-            if (layer, point) in pairs:
-                reducer.visit(layer, point, states, index, batch)
 
-    backbone.forward(batch, wanted, visit)
-    return {name: reducer.finish(index) for name, reducer in reducers.items()}
+def _layouts(reducers: Mapping[str, StateReducer]) -> dict[str, Layout]:
+    return {name: reducer.layout for name, reducer in reducers.items()}
+
+
+def _reading(todo: RenderedAnswers, part: _Pass, features: Mapping[str, Features]) -> Reading:
+    return Reading(
+        features=features,
+        rows=np.array(todo.rows, dtype=np.int64),
+        n_tokens=part.n_tokens,
+        n_truncated=todo.n_truncated,
+        n_skipped=todo.n_skipped,
+        elapsed_s=time.monotonic() - part.started,
+    )
 
 
 def _check_counts_end(backbone: Backbone, recipes: Mapping[str, Recipe]) -> None:
@@ -231,4 +339,4 @@ def _check_counts_end(backbone: Backbone, recipes: Mapping[str, Recipe]) -> None
 
 def _row_key(rendered: Rendered) -> str:
     body = torch.tensor([*rendered.ids, rendered.start, rendered.stop], dtype=torch.int64)
-    return hashlib.sha256(body.numpy().tobytes()).hexdigest()[:24]
+    return hashlib.sha256(body.numpy().tobytes()).hexdigest()[:KEY_CHARACTERS]

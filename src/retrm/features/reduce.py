@@ -47,7 +47,11 @@ class StateReducer(Protocol):
     Attributes:
         wanted: the (layer, state point) pairs it must be shown.
         layout: of its features.
+        reads_prompts: whether it needs the states of all prompt tokens; else only the last one of a
+            prompt is sure to be shown.
     """
+
+    reads_prompts: bool
 
     @property
     def wanted(self) -> Collection[tuple[int, StatePoint]]:
@@ -173,8 +177,27 @@ def pool(
     return lowest.scatter_reduce(0, owner, tokens, "amax", include_self=True)
 
 
+@dataclass(frozen=True)
+class ReducerRecipe:
+    """A reducer without its backbone: what is sent to another process.
+
+    Attributes:
+        recipe: of its features.
+        bases: by state point; none where the recipe has no subspace.
+    """
+
+    recipe: Recipe
+    bases: Mapping[StatePoint, Subspace]
+
+    def bind(self, backbone: Backbone) -> "Reducer":
+        """The same reducer on a backbone."""
+        return Reducer(self.recipe, backbone, bases=self.bases)
+
+
 class Reducer:
     """Turns the visited states of a batch into the features of one recipe."""
+
+    reads_prompts = False
 
     def __init__(
         self,
@@ -210,6 +233,11 @@ class Reducer:
         }
 
     @property
+    def unbound(self) -> ReducerRecipe:
+        """For another process."""
+        return ReducerRecipe(self.recipe, self.bases)
+
+    @property
     def n_features(self) -> int:
         """Numbers per row."""
         if self.recipe.source == "logits":
@@ -239,7 +267,7 @@ class Reducer:
         if self.recipe.source == "logits":
             self._out = pool(self._logits(tokens), self._after_select(index), self.recipe.pooling)
             return
-        pooled = pool(self._project(point, tokens), self._after_select(index), self.recipe.pooling)
+        pooled = pool(self.project(point, tokens), self._after_select(index), self.recipe.pooling)
         if self._out is None:
             shape = (pooled.shape[0], self.n_features)
             self._out = torch.empty(shape, dtype=self._dtype, device=pooled.device)
@@ -270,7 +298,10 @@ class Reducer:
         every = torch.arange(n_answers + 1)
         return BatchIndex(index.rows, index.columns, index.previous, every, every[:-1])
 
-    def _project(self, point: StatePoint, tokens: Tensor) -> Float[Tensor, "tokens features"]:
+    def project(
+        self, point: StatePoint, tokens: Float[Tensor, "tokens width"]
+    ) -> Float[Tensor, "tokens features"]:
+        """States of one layer in the recipe's subspace, float32, before pooling and rounding."""
         basis = self._device_bases.get(point)
         if basis is None:
             return tokens.float()

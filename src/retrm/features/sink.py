@@ -19,6 +19,10 @@ class FeatureSink(Protocol):
         """Take the features of `rows` (in that order) for every recipe."""
         ...
 
+    def flush(self) -> None:
+        """The reading breaks off: keep what was added, if this sink outlives the process."""
+        ...
+
     def close(self, n_rows: int, layouts: Mapping[str, Layout]) -> Mapping[str, Features]:
         """End the reading; features of rows 0..n_rows-1 per name."""
         ...
@@ -71,6 +75,9 @@ class MemorySink:
         self._rows.extend(rows)
         for name, part in features.items():
             self._parts.setdefault(name, []).append(part)
+
+    def flush(self) -> None:
+        """Nothing outlives the process."""
 
     def close(self, n_rows: int, layouts: Mapping[str, Layout]) -> Mapping[str, Features]:
         """Features in row order."""

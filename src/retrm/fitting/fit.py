@@ -19,14 +19,9 @@ from retrm.features.recipe import Recipe
 from retrm.features.reduce import Features, Reducer
 from retrm.features.sink import FeatureSink
 from retrm.features.subspace import SubspaceSpec
-from retrm.fitting.convex import (
-    PairTargets,
-    RowTargets,
-    choose_lambda,
-    fit_linear,
-    pairs_within_prompts,
-)
-from retrm.fitting.gradient import Epoch, fit_gradient
+from retrm.fitting.convex import choose_lambda, fit_linear
+from retrm.fitting.gradient import Epoch, check_start, fit_gradient
+from retrm.fitting.mean_head import supervision_of
 from retrm.fitting.targets import Targets, check_targets, default_loss
 from retrm.fitting.threads import one_thread_if_small
 from retrm.heads.artifact import Artifact, BackboneIdentity
@@ -89,6 +84,8 @@ def check_methods(
                 f"method {method.name}: the {method.head} head needs pooling={need}, got "
                 f"{method.recipe.pooling!r}"
             )
+        if method.solver == "gradient":
+            check_start(head, method.gradient)
         if method.loss != "auto" and method.loss not in LOSSES:
             raise RecipeError(f"unknown loss {method.loss!r}. {did_you_mean(method.loss, LOSSES)}")
         if n_layers is not None:
@@ -186,6 +183,7 @@ def fit_head(
         "epochs": [asdict(epoch) for epoch in done.epochs],
         "kept_epoch": done.kept_epoch,
         "n_validation_prompts": done.n_validation_prompts,
+        "start_penalty": done.start_penalty,
     }
     return FittedHead(head, loss, report)
 
@@ -405,22 +403,10 @@ def _text_length(answer: Answer) -> int:
 def _fit_convex(
     method: Method, features: Features, targets: Targets, loss: str, seed: int
 ) -> FittedHead:
+    rows, supervision = supervision_of(targets, loss)
     values, groups = features.values.float(), targets.groups.numpy()
-    if loss == "bce":
-        rows = targets.is_labelled.nonzero()[:, 0]
+    if len(rows) < len(values):
         values, groups = values[rows], groups[rows.numpy()]
-        supervision = RowTargets(targets.labels[rows].numpy())
-    elif loss == "bradley_terry":
-        supervision = PairTargets(
-            chosen=targets.pairs[:, 0].numpy(),
-            rejected=targets.pairs[:, 1].numpy(),
-            margins=targets.margins.numpy(),
-            weights=targets.weights.numpy(),
-        )
-    else:
-        labelled = targets.is_labelled.nonzero()[:, 0]
-        values, groups = values[labelled], groups[labelled.numpy()]
-        supervision = pairs_within_prompts(targets.labels[labelled].numpy(), groups)
     standardise = method.standardise
     chosen = choose_lambda(values, supervision, groups, standardise=standardise, seed=seed)
     done = fit_linear(values, supervision, lam=chosen.lam, standardise=standardise)

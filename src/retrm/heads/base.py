@@ -2,6 +2,10 @@
 
 Scores are raw: unbounded, higher is better. `token_view` says how the score came about token by
 token, for heat maps; its contributions add up to the score wherever the head is a sum over tokens.
+
+A head of token features can score answers while they grow if a few running numbers say all that it
+needs of the tokens so far: `first_sums`, `add_token` and `score_sums`; `forward` is their oracle. Heads
+of pooled features need none: pooling is what runs.
 """
 
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retrm.errors import ShapeError
+from retrm.errors import RecipeError, ShapeError
 from retrm.features.reduce import Features
 
 ROWS_PER_CHUNK = 4096
@@ -42,6 +46,8 @@ class Head(nn.Module):
 
     name: ClassVar[str]
     reads_tokens: ClassVar[bool]  # token features (True) or pooled ones (False)
+    # The running numbers of an answer without tokens; None = it needs all its tokens at once.
+    first_sums: ClassVar[tuple[float, ...] | None] = None
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
@@ -67,6 +73,16 @@ class Head(nn.Module):
         """Change the weights so that the head reads x as it now reads (x - shift) / scale."""
         raise NotImplementedError
 
+    def folded(
+        self, shift: Float[Tensor, " features"], scale: Float[Tensor, " features"]
+    ) -> dict[str, Tensor] | None:
+        """The parameters after `fold_input`, by name and differentiable in the present ones.
+
+        None: the head offers only `fold_input`, and a fit standardises each batch instead, which costs
+        it about half as much time again.
+        """
+        del shift, scale
+
     def forward(
         self,
         values: Float[Tensor, "rows features"],
@@ -78,6 +94,29 @@ class Head(nn.Module):
     def token_view(self, values: Float[Tensor, "tokens features"], pooling: str) -> TokenView:
         """How the score of one answer comes about; `values` are its token features, float32."""
         raise NotImplementedError
+
+    def add_token(
+        self, sums: Float[Tensor, "answers sums"], values: Float[Tensor, "answers features"]
+    ) -> Float[Tensor, "answers sums"]:
+        """The running numbers of each answer after one more token, float32."""
+        raise NotImplementedError
+
+    def score_sums(self, sums: Float[Tensor, "answers sums"]) -> Float[Tensor, " answers"]:
+        """The scores of answers that end here."""
+        raise NotImplementedError
+
+    def check_running(self) -> None:
+        """Refuse a head that cannot score answers while they grow.
+
+        Raises:
+            RecipeError: it reads token features and has no running numbers.
+        """
+        if self.reads_tokens and self.first_sums is None:
+            raise RecipeError(
+                f"got the {self.name} head to score answers while they grow; expected one with "
+                "running numbers (first_sums, add_token, score_sums). Generate first, then run "
+                "retrm score"
+            )
 
     @torch.no_grad()
     def score(self, features: Features) -> Float[Tensor, " answers"]:

@@ -25,6 +25,7 @@ class GatedHead(Head):
 
     name: ClassVar[str] = "gated"
     reads_tokens: ClassVar[bool] = True
+    first_sums: ClassVar[tuple[float, ...] | None] = (0.0, 0.0)  # Σ g r, Σ g
 
     def __init__(self, n_features: int, *, gate: bool = True) -> None:
         super().__init__(n_features)
@@ -45,10 +46,23 @@ class GatedHead(Head):
                 parameter.uniform_(-bound, bound, generator=generator)
 
     @torch.no_grad()
-    def fold_input(self, shift: Tensor, scale: Tensor) -> None:
+    def set_equal_gates(self, weight: Float[Tensor, " features"], bias: float) -> None:
+        """Rewards weight · h + bias and the same gate at every token: the score is their plain mean."""
+        self.weight.zero_()
+        self.bias.zero_()
+        self.weight[-1] = weight
+        self.bias[-1] = bias
+
+    def folded(self, shift: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """A / scale, and b - A shift / scale."""
-        self.weight /= scale
-        self.bias -= self.weight @ shift
+        weight = self.weight / scale
+        return {"weight": weight, "bias": self.bias - weight @ shift}
+
+    @torch.no_grad()
+    def fold_input(self, shift: Tensor, scale: Tensor) -> None:
+        """As `folded`, in place."""
+        for name, value in self.folded(shift, scale).items():
+            self.get_parameter(name).copy_(value)
 
     def forward(
         self, values: Float[Tensor, "rows features"], offsets: Tensor
@@ -60,6 +74,17 @@ class GatedHead(Head):
         numerator = zeros.index_add(0, owner, gates * rewards)
         denominator = zeros.index_add(0, owner, gates)
         return numerator / denominator.clamp(min=SMALLEST_GATE_SUM)
+
+    def add_token(
+        self, sums: Float[Tensor, "answers sums"], values: Float[Tensor, "answers features"]
+    ) -> Float[Tensor, "answers sums"]:
+        """Both sums with one more token."""
+        gates, rewards = self._gates_and_rewards(values)
+        return sums + torch.stack([gates * rewards, gates], dim=1)
+
+    def score_sums(self, sums: Float[Tensor, "answers sums"]) -> Float[Tensor, " answers"]:
+        """Σ g r / Σ g."""
+        return sums[:, 0] / sums[:, 1].clamp(min=SMALLEST_GATE_SUM)
 
     def token_view(self, values: Float[Tensor, "tokens features"], pooling: str) -> TokenView:
         """Gates and rewards apart; contributions g_t r_t / Σ g sum to the score."""

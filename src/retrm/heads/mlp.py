@@ -92,6 +92,7 @@ class WorstTokenHead(_Perceptron):
 
     name: ClassVar[str] = "worst_token"
     reads_tokens: ClassVar[bool] = True
+    first_sums: ClassVar[tuple[float, ...] | None] = (math.inf,)  # the lowest value so far
 
     def forward(
         self, values: Float[Tensor, "rows features"], offsets: Tensor
@@ -100,6 +101,16 @@ class WorstTokenHead(_Perceptron):
         rewards = self.rows(values)
         highest = rewards.new_full((len(offsets) - 1,), torch.inf)
         return highest.scatter_reduce(0, owners(offsets), rewards, "amin", include_self=True)
+
+    def add_token(
+        self, sums: Float[Tensor, "answers sums"], values: Float[Tensor, "answers features"]
+    ) -> Float[Tensor, "answers sums"]:
+        """The minimum with one more token."""
+        return torch.minimum(sums, self.rows(values)[:, None])
+
+    def score_sums(self, sums: Float[Tensor, "answers sums"]) -> Float[Tensor, " answers"]:
+        """The minimum itself."""
+        return sums[:, 0]
 
     def token_view(self, values: Float[Tensor, "tokens features"], pooling: str) -> TokenView:
         """The worst token holds the whole score."""

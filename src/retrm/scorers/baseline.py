@@ -1,13 +1,17 @@
-"""Scorers that nobody should lose to: length, chance, and the backbone's own log-probability."""
+"""Scorers that nobody should lose to: length, chance, and the backbone's own log-probability.
+
+And the scores that a file states already, so that answers scored while they were sampled, or by
+`retrm score`, need no second reading.
+"""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from retrm.backbone.base import Backbone
 from retrm.errors import DataError
-from retrm.features.read import Overlong, read
+from retrm.features.read import Overlong, read_chunks
 from retrm.features.recipe import Recipe
 from retrm.records import Answer
 
@@ -42,6 +46,26 @@ class RandomScorer:
         return np.array(out)
 
 
+class StoredScorer:
+    """The scores in the file: column `score` beside `responses`."""
+
+    name = "stored"
+
+    def score(self, answers: Sequence[Answer]) -> np.ndarray:
+        """As they stand.
+
+        Raises:
+            DataError: an answer without a score; pruned candidates have none and must be left out.
+        """
+        missing = next((a for a in answers if a.score is None), None)
+        if missing is not None:
+            raise DataError(
+                f"{missing.where or 'an answer'} has no score in the file; expected a list `score` "
+                "with a number for every answer. Run retrm score on the file, or sample with --score"
+            )
+        return np.array([a.score for a in answers], dtype=np.float64)
+
+
 class LogProbabilityScorer:
     """Mean log-probability of the answer's tokens under the backbone, nats a token."""
 
@@ -53,10 +77,17 @@ class LogProbabilityScorer:
 
     def score(self, answers: Sequence[Answer]) -> np.ndarray:
         """One forward pass over the answers."""
-        if not answers:
-            return np.zeros(0)
+        return next(self.score_chunks([answers])) if answers else np.zeros(0)
+
+    def score_chunks(self, chunks: Iterable[Sequence[Answer]]) -> Iterator[np.ndarray]:
+        """The scores of each chunk of a stream, in order.
+
+        Raises:
+            DataError: an answer was left out as over-long.
+        """
         recipe = Recipe(source="log_probability", counts_end=self.backbone.renderer.counts_end)
-        reading = read(self.backbone, answers, {"log": recipe}, overlong=self.overlong)
-        if reading.n_skipped:
-            raise DataError("a log-probability scorer cannot skip answers; use overlong=error")
-        return reading.features["log"].values[:, 0].double().numpy()
+        readings = read_chunks(self.backbone, chunks, {"log": recipe}, overlong=self.overlong)
+        for reading in readings:
+            if reading.n_skipped:
+                raise DataError("a log-probability scorer cannot skip answers; use overlong=error")
+            yield reading.features["log"].values[:, 0].double().numpy()

@@ -5,7 +5,8 @@
 >>> rm.rank("What is 3 + 4?", ["The answer is 7.", "It is 8."])           # doctest: +SKIP
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,14 +15,26 @@ import numpy as np
 import torch
 
 from retrm.backbone.base import Backbone, Fingerprint, Rendered
-from retrm.backbone.load import load_backbone
-from retrm.errors import DataError, FingerprintError, SelfTestError
-from retrm.features.read import Overlong, Progress, read, read_rendered, render_all
+from retrm.backbone.generate import PruneRule, Running, sample
+from retrm.backbone.remote import open_backbone
+from retrm.backbone.sampled import Sampled
+from retrm.engines.base import Engine
+from retrm.errors import DataError, FingerprintError, OverlongError, RenderError, SelfTestError
+from retrm.features.read import (
+    Overlong,
+    Progress,
+    Reading,
+    read,
+    read_chunks,
+    read_rendered,
+    render_all,
+)
 from retrm.features.reduce import Reducer
 from retrm.heads.artifact import Artifact, SelfTestItem, load_artifact, save_artifact
 from retrm.heads.card import model_card
 from retrm.records import Answer, Prompt
 from retrm.scorers.base import check_scores
+from retrm.scorers.running import RunningScores, check_exact, check_prunable
 
 SELFTEST_TOLERANCE = {"float32": 1e-4, "float64": 1e-4}  # relative to 1 + |score|
 SELFTEST_TOLERANCE_LOW_PRECISION = 5e-2
@@ -89,6 +102,7 @@ class RewardModel:
         model: str | None = None,
         backbone: Backbone | None = None,
         device: str = "cpu",
+        engine: Engine | None = None,
         check: bool = True,
     ) -> Self:
         """A reward model from its folder.
@@ -98,6 +112,7 @@ class RewardModel:
             model: where the backbone lies now, if its stored name no longer finds it.
             backbone: an already loaded backbone; several heads may share one.
             device: for the backbone.
+            engine: whose workers load the backbone; None = this process.
             check: replay the stored self-test.
 
         Raises:
@@ -107,8 +122,9 @@ class RewardModel:
         """
         artifact = load_artifact(Path(folder))
         if backbone is None:
-            backbone = load_backbone(
+            backbone = open_backbone(
                 model or artifact.backbone.name,
+                engine=engine,
                 dtype=artifact.backbone.dtype,
                 device=device,
                 counts_end=artifact.recipe.counts_end,
@@ -149,11 +165,121 @@ class RewardModel:
             overlong=overlong,
             on_progress=on_progress,
         )
+        return self._scored(rows, reading)
+
+    def score_chunks(
+        self, chunks: Iterable[Sequence[Answer]], *, overlong: Overlong = "error"
+    ) -> Iterator[np.ndarray]:
+        """The scores of each chunk of a stream, in order; those that `score` gives for it.
+
+        On workers many chunks are under way together.
+
+        Raises:
+            OverlongError, RenderError, ScoreError: naming the record.
+        """
+        begun: deque[Sequence[Answer]] = deque()
+
+        def noted() -> Iterator[Sequence[Answer]]:
+            for chunk in chunks:
+                begun.append(chunk)
+                yield chunk
+
+        readings = read_chunks(
+            self.backbone,
+            noted(),
+            {"score": self.artifact.recipe},
+            reducers={"score": self._reducer},
+            overlong=overlong,
+        )
+        for reading in readings:
+            yield self._scored(begun.popleft(), reading)
+
+    def _scored(self, rows: Sequence[Answer], reading: Reading) -> np.ndarray:
+        """(len(rows),) scores; NaN for those that were not read."""
         found = self.artifact.head.score(reading.features["score"]).double().numpy()
         check_scores(found, [rows[i] for i in reading.rows], self.name)
         scores = np.full(len(rows), np.nan)
         scores[reading.rows] = found
         return scores
+
+    def generate(
+        self,
+        prompts: Sequence[PromptLike],
+        *,
+        n: int = 8,
+        temperature: float = 0.8,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_new_tokens: int = 256,
+        seed: int = 0,
+        batch_size: int = 64,
+        prune: PruneRule | None = None,
+        on_running: Callable[[Running], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Sampled]:
+        """Draw `n` answers to each prompt, scored by the states that drawing computes anyway.
+
+        The score belongs to the SAMPLED token ids: it is that of `score` for an `Answer` with these
+        `response_ids` (float32: 1e-4). Where `is_text_exact` is False, reading the text alone would
+        score other tokens. The answers are those of `retrm.sample` with the same seed, pruned ones
+        being cut short.
+
+        Args:
+            prompts: what to answer.
+            n: answers to each prompt.
+            temperature: 0 = always the likeliest token (then n must be 1).
+            top_p: share of probability to draw from, in (0, 1]; 1 = all.
+            top_k: how many of the likeliest tokens to draw from; 0 = all.
+            max_new_tokens: after so many tokens an answer is broken off.
+            seed: same seed, same answers.
+            batch_size: rows that are continued together; with `prune` at least n.
+            prune: stops candidates by their running scores, see `retrm.selection.prune`.
+            on_running: told the running scores after every token.
+            on_progress: told how many answers of how many are ready.
+
+        Returns:
+            The answers in the order of the prompts, as they become ready.
+
+        Raises:
+            RecipeError: an option is out of range; a head that needs all tokens of an answer at
+                once; `prune` with a head of the prompt.
+            BackboneError: generation computes other states than a reading does.
+            OverlongError, RenderError: a prompt is too long or cannot be rendered.
+            ScoreError: a score is not finite; while the answers are drawn.
+        """
+        asked = [Answer.of(prompt, "").prompt for prompt in prompts]
+        follower = RunningScores(self._reducer, self.artifact.head, self.backbone.device)
+        if prune is not None:
+            check_prunable(self._reducer)
+        check_exact(self.backbone, asked, max_new_tokens)
+        drawn = sample(
+            self.backbone,
+            asked,
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            batch_size=batch_size,
+            follower=follower,
+            prune=prune,
+            on_running=on_running,
+            on_progress=on_progress,
+        )
+        return (self._checked(one, asked[one.prompt]) for one in drawn)
+
+    def _checked(self, one: Sampled, prompt: Prompt) -> Sampled:
+        """Refuses a score that is no number, and looks whether the text gives the ids again."""
+        answer = Answer(prompt, one.response, prompt.key, finished=one.finished)
+        if one.score is not None:
+            where = f"answer {one.number} to prompt {one.prompt}"
+            check_scores(np.array([one.score]), [replace(answer, where=where)], self.name)
+        try:
+            rendered = self.backbone.renderer.render(answer)
+        except (RenderError, OverlongError):  # an empty answer, for one: no text, no ids
+            return replace(one, is_text_exact=False)
+        return replace(one, is_text_exact=rendered.ids[rendered.start :] == one.token_ids)
 
     def rank(self, prompt: PromptLike, candidates: Sequence[str]) -> list[RankedCandidate]:
         """The candidates, best first; ties keep their order."""

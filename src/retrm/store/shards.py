@@ -1,33 +1,52 @@
-"""A disk sink for a reading: a killed run goes on where it was.
+"""A disk sink for a reading: a killed run goes on where it was, and its features are read mapped.
 
-A store is a folder of shards (`shard-00000.safetensors`, features of some answers for every recipe)
-and `manifest.json`, which names each shard with its checksum and the content keys of its answers.
-A shard counts only once the manifest names it; the manifest is replaced atomically after each shard,
-so a kill at any moment loses at most one unfinished shard and doubles nothing. Shards are
-memory-mapped when read. Bytes per token: features per token x bytes of the recipe's dtype.
+A store is a folder of shards (`shard-00000.safetensors`, features of some answers for every recipe),
+`manifest.json`, which names each shard with its checksum, and at the end `index.parquet`. A shard
+counts only once the manifest names it; the manifest is replaced atomically after each shard, so a
+kill at any moment loses at most one unfinished shard and doubles nothing. What a killed writer left
+(`.part` files, a shard without an entry) the next one removes when it opens the store.
+
+Each file is flushed to the disk before it gets its name, and the name before the next file is begun:
+after a power cut, too, the manifest names nothing that is not there.
+
+Bytes: `bytes_per_row` for each response token, or each answer where a recipe pools, plus about 30 an
+answer.
 """
 
-import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from jaxtyping import Int64
 
 from retrm.backbone.base import Fingerprint
 from retrm.errors import OutputError, StoreError
-from retrm.features.reduce import Features, Layout, concatenate
-from retrm.features.sink import in_row_order
-from retrm.files import atomic_write, write_json
+from retrm.features.reduce import Features, Layout
+from retrm.store.index import DERIVED, read_index, write_index
+from retrm.store.lock import WriterLock
+from retrm.store.manifest import INDEX, MANIFEST, Manifest, shard_name
+from retrm.store.shard_file import (
+    Contents,
+    check_file,
+    contents_of,
+    layouts_of,
+    mapped,
+    reading_of,
+    write_shard,
+)
 
-FORMAT_VERSION = 1
 SHARD_BYTES = 64 << 20
 FLUSH_SECONDS = 60.0  # of work that a kill may cost where states are small
+_KEY_BYTES = 32  # about what an answer costs beside its features
+_SHARDS = "shard-*.safetensors"
+_PART = re.compile(r"\.(shard-\d+\.safetensors|manifest\.json|index\.parquet)\..*\.part")
 
 
 class ShardSink:
@@ -51,31 +70,32 @@ class ShardSink:
             dtype: in which the backbone multiplies; states of another precision are other states.
         """
         self.folder = Path(folder)
-        self.header = {
-            "format_version": FORMAT_VERSION,
-            "recipes": {name: asdict(recipe) for name, recipe in sorted(recipes.items())},
-            "fingerprint": asdict(fingerprint),
-            "precision": str(dtype),
-        }
-        self._shards: list[dict[str, Any]] = []
+        self._manifest = Manifest(
+            recipes=_as_json({name: asdict(recipe) for name, recipe in sorted(recipes.items())}),
+            fingerprint=_as_json(asdict(fingerprint)),
+            precision=str(dtype),
+            layouts={},
+        )
+        self._lock: WriterLock | None = None
+        self._contents: list[Contents] = []
         self._keys: list[str] = []
-        self._row_of: dict[str, list[int]] = {}
-        self._pending: list[tuple[Sequence[int], Mapping[str, Features]]] = []
+        self._taken: set[str] = set()
+        self._pending: list[tuple[list[str], Mapping[str, Features]]] = []
         self._pending_bytes = 0
         self._flushed_at = time.monotonic()
 
     def open(self, keys: Sequence[str]) -> set[int]:
         """Begin or go on; returns the rows that are already on disk.
 
+        Every shard is read once and compared with its checksum.
+
         Raises:
-            StoreError: the folder holds another reading, or a shard is damaged.
-            OutputError: the folder cannot be created.
+            StoreError: the folder holds another reading, a shard is damaged or foreign, or another
+                process is writing there.
+            OutputError: the folder cannot be created or written.
         """
         self._keys = list(keys)
         self._flushed_at = time.monotonic()
-        self._row_of = {}
-        for row, key in enumerate(keys):
-            self._row_of.setdefault(key, []).append(row)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -83,114 +103,269 @@ class ShardSink:
                 f"cannot create the feature store {self.folder}: {error.strerror}; choose another "
                 "folder"
             ) from error
-        manifest = self.folder / "manifest.json"
-        if not manifest.exists():
-            return set()
-        stored = _read_manifest(manifest)
-        for field in ("format_version", "recipes", "fingerprint", "precision"):
-            if stored.get(field) != self.header[field]:
-                raise StoreError(
-                    f"{self.folder} holds a reading with another {field.replace('_', ' ')}; expected "
-                    "the one asked for now. Delete the folder to read again, or choose another"
-                )
-        self._shards = stored["shards"]
-        for shard in self._shards:
-            _check_shard(self.folder, shard)
-        done = {key for shard in self._shards for key in shard["keys"]}
-        return {row for key in done for row in self._row_of.get(key, [])}
+        self._lock = WriterLock.take(self.folder)
+        try:
+            self._manifest, self._contents = _taken_up(self.folder, self._manifest)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._taken = {key for found in self._contents for key in found.keys}
+        return {row for row, key in enumerate(self._keys) if key in self._taken}
 
     def add(self, rows: Sequence[int], features: Mapping[str, Features]) -> None:
-        """Take a batch; written once enough has come together for a shard, or has long been kept."""
-        self._pending.append((rows, features))
-        self._pending_bytes += sum(f.values.nbytes for f in features.values())
+        """Take a batch; written once enough has come together for a shard, or has long been kept.
+
+        Of answers with the same content the first is kept and serves all.
+
+        Raises:
+            StoreError: features of other names or widths than before, or the right to write is lost.
+            OutputError: a file cannot be written; what was stored before is intact.
+        """
+        first = {self._keys[row]: i for i, row in reversed(list(enumerate(rows)))}
+        positions = sorted(i for key, i in first.items() if key not in self._taken)
+        if not positions:
+            return
+        if len(positions) < len(rows):
+            features = {name: found.take(positions) for name, found in features.items()}
+        keys = [self._keys[rows[i]] for i in positions]
+        self._taken.update(keys)
+        self._pending.append((keys, features))
+        self._pending_bytes += sum(found.values.nbytes for found in features.values())
+        self._pending_bytes += _KEY_BYTES * len(keys)
         is_due = time.monotonic() - self._flushed_at >= FLUSH_SECONDS
         if self._pending_bytes >= SHARD_BYTES or is_due:
             self._flush()
 
-    def close(self, n_rows: int, layouts: Mapping[str, Layout]) -> "StoredFeatures":
-        """Write what is pending; the features are loaded from disk as they are asked for.
+    def flush(self) -> None:
+        """The reading breaks off: write what is pending, so that the next run goes on behind it.
 
         Raises:
-            StoreError: rows are missing on disk.
+            StoreError, OutputError: as `add`.
         """
-        self._flush()
-        shards, seen = [], set[int]()
-        for shard in self._shards:
-            index, owners = self._wanted(shard["keys"], seen)
-            if index:
-                shards.append(_Shard(self.folder / shard["file"], tuple(index), tuple(owners)))
-        if len(seen) != n_rows:
-            raise StoreError(
-                f"{self.folder} holds {len(seen)} of {n_rows} answers after reading; delete it and "
-                "read again"
-            )
-        return StoredFeatures(tuple(shards), layouts)
+        assert self._lock is not None, "open comes first"
+        try:
+            self._flush()
+        finally:
+            self._lock.release()
 
-    def _wanted(self, keys: Sequence[str], seen: set[int]) -> tuple[list[int], list[int]]:
-        # One stored answer serves every row with the same content.
-        index, owners = [], []
-        for position, key in enumerate(keys):
-            for row in self._row_of.get(key, []):
-                if row not in seen:
-                    seen.add(row)
-                    index.append(position)
-                    owners.append(row)
-        return index, owners
+    def close(self, n_rows: int, layouts: Mapping[str, Layout]) -> "StoredFeatures":
+        """Write what is pending and the index; features are loaded as they are asked for.
+
+        Raises:
+            StoreError: rows are missing on disk, or features are laid out in another way.
+            OutputError: a file cannot be written; what was stored before is intact.
+        """
+        assert self._lock is not None, "open comes first"
+        try:
+            self._flush()
+            self._check_layouts(layouts)
+            shards = _wanted(self.folder, self._contents, self._keys)
+            n_found = sum(len(shard.rows) for shard in shards)
+            if n_found != n_rows:
+                raise StoreError(
+                    f"{self.folder} holds {n_found} of {n_rows} answers after reading; delete it "
+                    "and read again"
+                )
+            if self._manifest.index is None:
+                self._check_writer()
+                entry = write_index(self.folder, self._contents)
+                self._replace(replace(self._manifest, index=entry))
+        finally:
+            self._lock.release()
+        return StoredFeatures(shards, layouts)
 
     def _flush(self) -> None:
         if not self._pending:
             return
-        rows = [row for batch, _ in self._pending for row in batch]
-        tensors: dict[str, torch.Tensor] = {}
-        for name in self._pending[0][1]:
-            features = concatenate([part[name] for _, part in self._pending])
-            tensors[f"{name}.values"] = features.values.contiguous()
-            tensors[f"{name}.offsets"] = features.offsets
-        payload = save(tensors)
-        file = f"shard-{len(self._shards):05d}.safetensors"
-        with atomic_write(self.folder / file) as out:
-            out.write(payload)
-        entry = {
-            "file": file,
-            "bytes": len(payload),
-            "sha256": hashlib.sha256(payload).hexdigest(),
-            "keys": [self._keys[row] for row in rows],
-        }
-        self._shards.append(entry)
-        write_json(self.folder / "manifest.json", {**self.header, "shards": self._shards})
+        self._check_writer()
+        keys = [key for batch, _ in self._pending for key in batch]
+        batches = [features for _, features in self._pending]
+        for features in batches:
+            self._check_layouts(layouts_of(features))
+        shards = self._manifest.shards
+        entry, contents = write_shard(
+            self.folder, len(shards), self._manifest.reading, keys, batches
+        )
+        self._replace(
+            replace(
+                self._manifest,
+                layouts=layouts_of(batches[0]),
+                shards=(*shards, entry),
+                index=None,
+            )
+        )
+        self._contents.append(contents)
         self._pending, self._pending_bytes = [], 0
         self._flushed_at = time.monotonic()
 
+    def _replace(self, manifest: Manifest) -> None:
+        manifest.save(self.folder)
+        self._manifest = manifest
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (ValueError, OSError) as error:
+    def _check_layouts(self, layouts: Mapping[str, Layout]) -> None:
+        before = self._manifest.layouts
+        if before and dict(layouts) != dict(before):
+            raise StoreError(
+                f"{self.folder} holds features {_in_words(before)}; got {_in_words(layouts)}. Delete "
+                "the folder to read again, or choose another"
+            )
+        if set(layouts) != set(self._manifest.recipes):
+            raise StoreError(
+                f"got features named {sorted(layouts)}; {self.folder} was made for "
+                f"{sorted(self._manifest.recipes)}. Give the sink one recipe for each"
+            )
+
+    def _check_writer(self) -> None:
+        """Beside the lock, for file systems that have none: the manifest is the one we left."""
+        assert self._lock is not None
+        self._lock.check()
+        if Manifest.load(self.folder) != self._manifest:
+            raise StoreError(
+                f"{self.folder} was written to by somebody else meanwhile; expected one writer. See "
+                "that no other process uses it, then run the same command: it goes on there"
+            )
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))  # tuples become lists, as they come back from the disk
+
+
+def _in_words(layouts: Mapping[str, Layout]) -> str:
+    return ", ".join(
+        f"{name}: {layout.n_features} x {layout.dtype} "
+        f"{'an answer' if layout.is_pooled else 'a token'}"
+        for name, layout in sorted(layouts.items())
+    )
+
+
+# ------------------------------------------------------------------------------------- opening
+
+
+def _taken_up(folder: Path, wanted: Manifest) -> tuple[Manifest, list[Contents]]:
+    """The manifest and contents of `folder`, which is begun if there is nothing in it."""
+    if not (folder / MANIFEST).exists():
+        if any(folder.glob(_SHARDS)):
+            raise StoreError(
+                f"{folder} holds shards but no {MANIFEST}, so they cannot be told apart; restore it, "
+                "or delete the folder and read again"
+            )
+        _clean(folder, wanted)
+        wanted.save(folder)
+        return wanted, []
+    manifest = Manifest.load(folder)
+    for field in ("recipes", "fingerprint", "precision"):
+        if getattr(manifest, field) != getattr(wanted, field):
+            raise StoreError(
+                f"{folder} holds a reading with another {field}; expected the one asked for now. "
+                "Delete the folder to read again, or choose another"
+            )
+    contents = _verified(folder, manifest)
+    _clean(folder, manifest)
+    if manifest.index is not None and not _is_index_whole(folder, manifest):
+        manifest = replace(manifest, index=None)
+        manifest.save(folder)
+    return manifest, contents
+
+
+def _verified(folder: Path, manifest: Manifest) -> list[Contents]:
+    with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter's lock
+        list(pool.map(lambda entry: check_file(folder, entry), manifest.shards))
+    contents = [contents_of(folder, entry, manifest) for entry in manifest.shards]
+    keys = [key for found in contents for key in found.keys]
+    if len(set(keys)) < len(keys):
         raise StoreError(
-            f"cannot read {path}: {error}; delete the folder and read again"
-        ) from error
-
-
-def _check_shard(folder: Path, shard: Mapping[str, Any]) -> None:
-    path = folder / shard["file"]
-    if not path.is_file():
-        raise StoreError(f"{path} is missing though the manifest names it; delete {folder}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != shard["sha256"]:
-        raise StoreError(
-            f"{path} is damaged: its sha256 is {digest[:12]}, the manifest says "
-            f"{shard['sha256'][:12]}. Delete {folder} and read again"
+            f"{folder} holds {len(keys) - len(set(keys))} answers twice; a shard was copied. Delete "
+            "the folder and read again"
         )
+    return contents
+
+
+def _is_index_whole(folder: Path, manifest: Manifest) -> bool:
+    assert manifest.index is not None
+    try:
+        check_file(folder, manifest.index, remedy=DERIVED)
+    except StoreError:
+        return False  # derived from the shards, which were verified: it is made anew
+    return True
+
+
+def _clean(folder: Path, manifest: Manifest) -> None:
+    """Remove what a killed writer left; refuse shards that it cannot have left."""
+    named = {entry.file for entry in manifest.shards}
+    left = [path for path in sorted(folder.glob(_SHARDS)) if path.name not in named]
+    for path in left:
+        if not _is_of(path, manifest):
+            raise StoreError(
+                f"{path} is not named by the manifest and is no shard of this reading; move it out "
+                "of the folder, then run the same command again"
+            )
+    parts = [path for path in folder.glob(".*.part") if _PART.fullmatch(path.name)]
+    for path in [*left, *parts]:
+        path.unlink()
+
+
+def _is_of(path: Path, manifest: Manifest) -> bool:
+    try:
+        return reading_of(path) == manifest.reading
+    except StoreError:
+        return False
+
+
+def delete_store(folder: Path) -> None:
+    """Remove a store: its own files and the folder; a killed removal leaves an empty store.
+
+    Raises:
+        StoreError: it is no store, or a process is writing there.
+        OutputError: the folder holds other files, which are left in place.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    lock = WriterLock.take(folder)
+    try:
+        if (folder / MANIFEST).exists():
+            empty = replace(Manifest.load(folder), shards=(), index=None)
+            empty.save(folder)
+            _clean(folder, empty)
+            for name in (INDEX, MANIFEST):
+                (folder / name).unlink(missing_ok=True)
+    finally:
+        lock.release()
+    try:
+        folder.rmdir()
+    except OSError as error:
+        raise OutputError(f"{folder} holds other files and was left in place") from error
+
+
+# ------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A file with the positions in it that are wanted, and the rows they belong to."""
+    """A file with the positions in it that are wanted, the rows they belong to, and tokens each."""
 
     path: Path
     index: tuple[int, ...]
     rows: tuple[int, ...]
+    lengths: Int64[np.ndarray, " answers"] | None
+    is_whole: bool
+
+
+def _wanted(folder: Path, contents: Sequence[Contents], keys: Sequence[str]) -> tuple[_Shard, ...]:
+    """Where the rows with these keys lie; one stored answer serves every row of its content."""
+    rows_of: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        rows_of.setdefault(key, []).append(row)
+    shards = []
+    for number, found in enumerate(contents):
+        pairs = [(i, row) for i, key in enumerate(found.keys) for row in rows_of.get(key, [])]
+        if not pairs:
+            continue
+        index, rows = zip(*pairs, strict=True)
+        lengths = None if found.lengths is None else found.lengths[list(index)]
+        is_whole = index == tuple(range(len(found.keys)))
+        shards.append(_Shard(folder / shard_name(number), index, rows, lengths, is_whole))
+    return tuple(shards)
 
 
 class StoredFeatures(Mapping[str, Features]):
@@ -213,36 +388,73 @@ class StoredFeatures(Mapping[str, Features]):
     def columns(self, name: str, start: int, stop: int) -> Features:
         """Features `start`..`stop` of one recipe: one layer of many, without loading the others.
 
+        They are copied straight into their places, so nothing is held twice.
+
         Raises:
             StoreError: a shard is unreadable.
         """
-        layout = replace(self._layouts[name], n_features=stop - start)
-        if layout.is_pooled:
-            return self._pooled(name, start, stop, layout)
-        rows, parts = [], []
-        for shard in self._shards:
-            found = _load(shard.path, name, start, stop, layout)
-            whole = shard.index == tuple(range(found.n_answers))
-            parts.append(found if whole else found.take(shard.index))
-            rows.extend(shard.rows)
-        return in_row_order(rows, parts, layout)
+        layout = self._layouts[name]
+        offsets = self._offsets(layout)
+        places = offsets.tolist()
+        values = torch.empty(places[-1], stop - start, dtype=layout.dtype)
+        for rows, part in self.parts(name, start, stop):
+            if layout.is_pooled:
+                values[list(rows)] = part.values
+                continue
+            bounds = part.offsets.tolist()
+            for row, first, end in zip(rows, bounds, bounds[1:], strict=False):
+                values[places[row] : places[row + 1]] = part.values[first:end]
+        return Features(values, offsets, layout.is_pooled)
 
-    def _pooled(self, name: str, start: int, stop: int, layout: Layout) -> Features:
-        """Straight into their places: a layer of many answers is not held twice."""
+    def parts(
+        self, name: str, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[tuple[int, ...], Features]]:
+        """Shard by shard, the rows and their features: for what does not fit into memory together.
+
+        Where all of a shard is wanted the values are views of its mapped file: they cost no memory
+        of the process until they are changed, which does not change the file.
+
+        Raises:
+            StoreError: a shard is unreadable.
+        """
+        layout = self._layouts[name]
+        stop = layout.n_features if stop is None else stop
+        for shard in self._shards:
+            found = mapped(shard.path, name, start, stop, is_pooled=layout.is_pooled)
+            yield shard.rows, found if shard.is_whole else found.take(shard.index)
+
+    def _offsets(self, layout: Layout) -> torch.Tensor:
         n_rows = sum(len(shard.rows) for shard in self._shards)
-        values = torch.empty(n_rows, stop - start, dtype=layout.dtype)
+        if layout.is_pooled:
+            return torch.arange(n_rows + 1)
+        lengths = torch.zeros(n_rows, dtype=torch.int64)
         for shard in self._shards:
-            found = _load(shard.path, name, start, stop, layout).values
-            values[list(shard.rows)] = found[list(shard.index)]
-        return Features(values, torch.arange(n_rows + 1), True)
+            assert shard.lengths is not None, "kept per token, so lengths are known"
+            lengths[list(shard.rows)] = torch.from_numpy(shard.lengths)
+        return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
-def _load(path: Path, name: str, start: int, stop: int, layout: Layout) -> Features:
-    try:
-        with safe_open(path, framework="pt") as stored:
-            values = stored.get_slice(f"{name}.values")[:, start:stop]
-            return Features(values, stored.get_tensor(f"{name}.offsets"), layout.is_pooled)
-    except (SafetensorError, OSError) as error:
-        raise StoreError(
-            f"cannot read {path}: {error}; delete its folder and read again"
-        ) from error
+@dataclass(frozen=True)
+class Store:
+    """A finished store, opened to be read.
+
+    Attributes:
+        keys: content keys of the answers; row i of every feature belongs to `keys[i]`.
+        features: by name, loaded when asked for; rows in the order in which they were stored.
+    """
+
+    keys: tuple[str, ...]
+    features: StoredFeatures
+
+
+def open_store(folder: Path) -> Store:
+    """Open a finished store without a backbone; every shard is compared with its checksum.
+
+    Raises:
+        StoreError: no store, not finished, damaged, or of another format version.
+    """
+    folder = Path(folder)
+    keys = tuple(read_index(folder)["key"].to_pylist())
+    manifest = Manifest.load(folder)
+    contents = _verified(folder, manifest)
+    return Store(keys, StoredFeatures(_wanted(folder, contents, keys), manifest.layouts))

@@ -1,0 +1,191 @@
+"""A backbone whose weights lie on the workers of an engine: on this machine or on many.
+
+`RemoteBackbone` has everything of the backbone but its blocks (renderer, final norm, LM head,
+fingerprint, sizes), as the first worker that loaded it describes them, so the machine that directs
+needs neither its files nor its memory. `forward` is not offered: whoever reads or samples sends
+`Work` to `engine` instead, with `handle`, the recipe by which a worker loads the backbone. A worker
+that finds another model under the name (other weights, tokenizer or template) refuses to work.
+"""
+
+import functools
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from retrm.backbone.base import Backbone, Fingerprint, StatePoint, TokenBatch, Unembedding, Visit
+from retrm.backbone.load import load_backbone
+from retrm.backbone.readout import Readout
+from retrm.engines.base import Engine
+from retrm.errors import BackboneError
+
+
+@dataclass(frozen=True)
+class BackboneHandle:
+    """How a worker gets the backbone; plain data, sent to every worker.
+
+    Attributes:
+        name: as for `load_backbone`; a folder must lie under this path on every machine.
+        dtype: in which it multiplies.
+        device: as the worker sees it.
+        counts_end: whether the end-of-turn token belongs to the judged tokens.
+        trust_remote_code: run Python code that comes with the model.
+        fingerprint: that it must have; None = not known yet.
+    """
+
+    name: str
+    dtype: str = "float32"
+    device: str = "cpu"
+    counts_end: bool = True
+    trust_remote_code: bool = False
+    fingerprint: Fingerprint | None = None
+
+    def load(self) -> Backbone:
+        """The backbone, loaded once in each process.
+
+        Raises:
+            BackboneError: it cannot be loaded, or is another one than was described.
+        """
+        backbone = _loaded(replace(self, fingerprint=None))
+        if self.fingerprint not in (None, backbone.fingerprint):
+            raise BackboneError(
+                f"{self.name!r} is another model here than on the worker that described it; expected "
+                "the same files on every machine. Copy them, or put them on a shared file system"
+            )
+        return backbone
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(handle: BackboneHandle) -> Backbone:
+    return load_backbone(
+        handle.name,
+        dtype=handle.dtype,
+        device=handle.device,
+        counts_end=handle.counts_end,
+        trust_remote_code=handle.trust_remote_code,
+    )
+
+
+@dataclass(frozen=True)
+class _Description:
+    readout: Readout
+    shares_prompts: bool
+    caches_prompts: bool
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Describe:
+    """Work: load the backbone and tell what it is."""
+
+    handle: BackboneHandle
+
+    def start(self) -> Callable[[None], _Description]:
+        """Load it."""
+        backbone = self.handle.load()
+        readout = replace(Readout.of(backbone), unembedding=_on_cpu(backbone.unembedding))
+        return lambda _: _Description(
+            readout, backbone.shares_prompts, backbone.caches_prompts, backbone.dtype
+        )
+
+
+def _on_cpu(head: Unembedding) -> Unembedding:
+    bias, gain, norm_bias = (
+        None if tensor is None else tensor.detach().cpu()
+        for tensor in (head.bias, head.gain, head.norm_bias)
+    )
+    return replace(
+        head, weight=head.weight.detach().cpu(), bias=bias, gain=gain, norm_bias=norm_bias
+    )
+
+
+class RemoteBackbone:
+    """A backbone on the workers of `engine`; implements `Backbone` but for `forward`.
+
+    Attributes:
+        engine: where it is loaded.
+        handle: by which a worker loads it, with its fingerprint.
+    """
+
+    def __init__(
+        self, name: str, engine: Engine, handle: BackboneHandle, description: _Description
+    ) -> None:
+        readout = description.readout
+        self.name = name
+        self.engine = engine
+        self.handle = replace(handle, fingerprint=readout.fingerprint)
+        self.n_layers = readout.n_layers
+        self.width = readout.width
+        self.vocab_size = readout.vocab_size
+        self.context_length = readout.context_length
+        self.shares_prompts = description.shares_prompts
+        self.caches_prompts = description.caches_prompts
+        self.fingerprint = readout.fingerprint
+        self.renderer = readout.renderer
+        self._unembedding = readout.unembedding
+        self._dtype = description.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LM head lies here; the workers have devices of their own."""
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the workers multiply."""
+        return self._dtype
+
+    @property
+    def unembedding(self) -> Unembedding:
+        """The final norm and the LM head, a copy."""
+        return self._unembedding
+
+    def forward(
+        self, batch: TokenBatch, wanted: Collection[tuple[int, StatePoint]], visit: Visit
+    ) -> None:
+        """Not here.
+
+        Raises:
+            BackboneError: always.
+        """
+        raise BackboneError(
+            f"{self.name!r} lies on the workers of an engine, and this needs its states in this "
+            "process; use engine local"
+        )
+
+
+def open_backbone(
+    name: str,
+    *,
+    engine: Engine | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    counts_end: bool = True,
+    trust_remote_code: bool = False,
+) -> Backbone:
+    """A backbone in this process, or on the workers of an engine.
+
+    Args:
+        name: as for `load_backbone`.
+        engine: where to load it; None = here.
+        dtype: as for `load_backbone`.
+        device: as for `load_backbone`; with an engine, as a worker sees it.
+        counts_end: whether the end-of-turn token belongs to the judged tokens.
+        trust_remote_code: run Python code that comes with the model.
+
+    Raises:
+        BackboneError: it cannot be loaded.
+        EngineError: the workers keep dying.
+    """
+    options = {
+        "dtype": dtype,
+        "device": device,
+        "counts_end": counts_end,
+        "trust_remote_code": trust_remote_code,
+    }
+    if engine is None:
+        return load_backbone(name, **options)
+    # A worker has another working directory.
+    handle = BackboneHandle(str(Path(name).resolve()) if Path(name).exists() else name, **options)
+    return RemoteBackbone(name, engine, handle, engine.call(_Describe(handle), None))
