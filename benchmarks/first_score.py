@@ -19,7 +19,7 @@ FIT = (
     "from pathlib import Path; from retrm import fit, load_backbone, load_table\n"
     "from retrm.methods import method\n"
     "table = load_table({data!r}, limit={limit})\n"
-    "fits = fit(table, [method('last_token')], load_backbone('smollm2-135m'))\n"
+    "fits = fit(table, load_backbone('smollm2-135m'), [method('last_token')])\n"
     "fits.models[0].save(Path({folder!r}))\n"
 )
 SCORE = (

@@ -15,8 +15,9 @@ import torch
 from harness import N_REPEATS, Ratio, Report, interleave, one_thread_note, say
 
 from retrm.backbone.base import Rendered
-from retrm.backbone.batching import build, plan_batches
+from retrm.backbone.batching import plan_batches
 from retrm.backbone.load import load_backbone
+from retrm.features.batch_pass import PlannedBatch, batch_passes
 from retrm.features.read import read_rendered
 from retrm.features.recipe import Recipe
 from retrm.features.reduce import Reducer
@@ -55,7 +56,9 @@ def main() -> None:
                 gain=gain,
                 bound=bound,
                 share_of_bound=gain.median / bound,
-                largest_difference=difference(backbone, items[:4]),
+                largest_difference=difference(backbone, items[:2])
+                if n_answers == ANSWERS[0]
+                else None,
                 read_alone=len(alone),
             )
             report.target(f"{name}: share of the bound", SHARE, gain.median / bound)
@@ -100,13 +103,10 @@ def reader(backbone, items: tuple[Rendered, ...], *, share: bool) -> Callable[[]
 
 def read_alone(backbone, items: tuple[Rendered, ...], reducer: Reducer) -> torch.Tensor:
     """The same batches, but for one row an answer."""
-    from retrm.features.read import _reduce_batch
-
-    found = []
-    for plan in plan_batches(items, share_prompts=False):
-        batch = build(plan, items, 0, device=backbone.device)
-        found.append(_reduce_batch(backbone, batch, {"only": reducer})["only"].values)
-    return torch.cat(found)
+    plans = plan_batches(items, share_prompts=False)
+    batches = [PlannedBatch.of(plan, items) for plan in plans]
+    passes = batch_passes(backbone, {"only": reducer}, batches)
+    return torch.cat([features["only"].values for _, features in passes])
 
 
 def difference(backbone, items: tuple[Rendered, ...]) -> float:

@@ -90,7 +90,7 @@ def fitted(backbone, table: AnswerTable, n_prompts: int) -> dict[str, RewardMode
     first = set(list(dict.fromkeys(kept))[:n_prompts])
     part = table.take([i for i, prompt_id in enumerate(kept) if prompt_id in first])
     say(f"fitting {', '.join(METHODS)} on {len(part)} answers")
-    fits = fit(part, [method(name) for name in METHODS], backbone)
+    fits = fit(part, backbone, [method(name) for name in METHODS])
     return dict(zip(METHODS, fits.models, strict=True))
 
 
