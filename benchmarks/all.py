@@ -1,4 +1,4 @@
-"""All benchmarks but those that read for minutes, one process each, then the page: `make bench`.
+"""The benchmarks that need no other code and no long reading, one process each, then the page: `make bench`.
 
 What a benchmark wrote before is deleted when it begins, so nothing old is shown as measured now: one
 that fails is "not measured yet" on the page. Commit first, or the figures are labelled `-dirty`.
@@ -16,7 +16,8 @@ from harness import RESULTS, commit, say
 
 HERE = Path(__file__).parent
 # Sizes by which the whole stays under a quarter of an hour on two free cores. `elhsr_fit` needs a
-# checkout of the official code, and it, `precision` and `prune` read for minutes: run them by hand.
+# checkout of the official code, and it, `precision`, `prune` and `serving`
+# take minutes: run them by hand.
 RUNS = {
     "reading": ["--answers", "24"],
     "prefix_sharing": ["--repeats", "2"],

@@ -4,11 +4,12 @@
 other names are presets.
 """
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from elhsr_fit import some_prompts
-from harness import say
+import numpy as np
+from harness import parser, say
 
 from retrm.backbone.base import Backbone
 from retrm.data.load import load_table
@@ -23,6 +24,24 @@ DATA = Path(__file__).parents[1] / "recipes" / "demo" / "rollouts.jsonl"
 PRESETS = ("last_token", "retrm", "elhsr")
 RECIPES = {name: METHODS[name].recipe for name in PRESETS} | {"tokens": Recipe(pooling="tokens")}
 N_FOLDS = 2  # by prompt
+
+
+def model_parser(about: str | None) -> argparse.ArgumentParser:
+    """Options of a benchmark that reads answers with a model: the demo's where nothing else is said."""
+    made = parser(about)
+    made.add_argument("--model", default="smollm2-135m")
+    made.add_argument("--data", type=Path, default=DATA)
+    return made
+
+
+def some_prompts(table: AnswerTable, n: int) -> AnswerTable:
+    """All answers to `n` prompts, spread over the file."""
+    prompts = list(dict.fromkeys(table.prompt_ids.tolist()))
+    kept = {
+        prompts[i]
+        for i in np.linspace(0, len(prompts) - 1, min(n, len(prompts))).round().astype(int)
+    }
+    return table.take([i for i, p in enumerate(table.prompt_ids) if p in kept])
 
 
 def read_demo(

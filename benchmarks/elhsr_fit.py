@@ -12,20 +12,16 @@
 """
 
 import argparse
-import contextlib
-import importlib
-import io
-import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
-from harness import N_REPEATS, Ratio, Report, Timing, interleave, parser, say
+from demo_answers import model_parser, some_prompts
+from harness import N_REPEATS, Ratio, Report, Timing, interleave, say
+from official_elhsr import Moment, Run, Swift
 from torch import Tensor
 
 from retrm.backbone.load import load_backbone
@@ -45,7 +41,6 @@ from retrm.metrics.statistics import RatioStatistic, mean_statistic
 from retrm.records import AnswerTable
 from retrm.store.shards import ShardSink
 
-DATA = Path(__file__).parents[1] / "recipes" / "demo" / "rollouts.jsonl"
 PRESET = METHODS["elhsr"]
 FAST = replace(PRESET.gradient, start="mean_head", lr=1e-5, epochs=10, patience=2)
 ONE_PASS = replace(PRESET.gradient, epochs=1, validation_fraction=0.0, patience=None, keep="last")
@@ -63,49 +58,6 @@ CLAIMS = {
 N_FOLDS = 5
 LAST = 4
 FLOAT16_MAX = 65504.0
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A validation loss, and the clocks when it was known."""
-
-    loss: float
-    cpu: float
-    wall: float
-
-    @classmethod
-    def now(cls, loss: float) -> "Moment":
-        """Both clocks as they are."""
-        return cls(loss, time.process_time(), time.perf_counter())
-
-
-@dataclass(frozen=True)
-class Run:
-    """One fit: its start and its epochs."""
-
-    started: Moment
-    epochs: tuple[Moment, ...]
-
-    @property
-    def best(self) -> float:
-        """Lowest validation loss."""
-        return min(moment.loss for moment in self.epochs)
-
-    def until(self, loss: float) -> Moment | None:
-        """Seconds to the first epoch at `loss` or below."""
-        for moment in self.epochs:
-            if moment.loss <= loss:
-                cpu, wall = moment.cpu - self.started.cpu, moment.wall - self.started.wall
-                return Moment(moment.loss, cpu, wall)
-        return None
-
-    def to_epoch(self, number: int) -> Moment:
-        """Seconds to the end of epoch `number`; an epoch that did not run takes as long as the last."""
-        before, last = self.epochs[-2:]
-        more = number - len(self.epochs)
-        cpu = last.cpu - self.started.cpu + more * (last.cpu - before.cpu)
-        wall = last.wall - self.started.wall + more * (last.wall - before.wall)
-        return Moment(self.best, cpu, wall)
 
 
 def main() -> None:
@@ -137,25 +89,13 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    options = parser(__doc__)
-    options.add_argument("--model", default="smollm2-135m")
-    options.add_argument("--data", type=Path, default=DATA)
+    options = model_parser(__doc__)
     options.add_argument("--swift", type=Path, help="checkout of github.com/aster2024/SWIFT")
     options.add_argument("--store", type=Path, help="keep the features here for the next run")
     options.add_argument("--prompts", type=int, default=64)
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--repeats", type=int, default=N_REPEATS)
     return options.parse_args()
-
-
-def some_prompts(table: AnswerTable, n: int) -> AnswerTable:
-    """All answers to `n` prompts, spread over the file."""
-    prompts = list(dict.fromkeys(table.prompt_ids.tolist()))
-    kept = {
-        prompts[i]
-        for i in np.linspace(0, len(prompts) - 1, min(n, len(prompts))).round().astype(int)
-    }
-    return table.take([i for i, p in enumerate(table.prompt_ids) if p in kept])
 
 
 def features_of(table: AnswerTable, args: argparse.Namespace) -> tuple[Reading, int]:
@@ -291,83 +231,6 @@ def ours(features: Features, targets: Targets, options: GradientOptions, seed: i
     head = GatedHead(features.n_features)
     fit_gradient(head, features, targets, "bce", options, seed=seed, on_epoch=note)
     return Run(started, tuple(found))
-
-
-class Swift:
-    """The official loop, imported from a checkout and fed with our features as its own samples."""
-
-    def __init__(
-        self,
-        folder: Path,
-        features: Features,
-        targets: Targets,
-        rows: tuple[Tensor, Tensor],
-        seed: int,
-    ) -> None:
-        for part in (folder, folder / "train"):
-            if str(part) not in sys.path:
-                sys.path.insert(0, str(part))
-        self._train = importlib.import_module("extract_train")
-        self._utils = importlib.import_module("utils")
-        self._seed, self._n_features = seed, features.n_features
-        self._summary, self._detailed, order = self._samples(features, targets)
-        place = torch.empty(len(order), dtype=torch.int64)
-        place[torch.tensor(order)] = torch.arange(len(order))
-        self._parts = [place[part].tolist() for part in rows]
-
-    @staticmethod
-    def _samples(features: Features, targets: Targets) -> tuple[list[dict], list[dict], list[int]]:
-        """One sample a prompt; all layers side by side stand for one layer, so it joins nothing."""
-        summary, detailed, order = [], [], []
-        for prompt in range(targets.n_prompts):
-            rows = (targets.groups == prompt).nonzero()[:, 0].tolist()
-            paths = []
-            for row in rows:
-                first, last = int(features.offsets[row]), int(features.offsets[row + 1])
-                states = features.values[first:last][None]
-                span = [(0, 0), (0, last - first)]
-                paths.append({"hidden_states": {0: states}, "boundaries": span})
-            summary.append({"correctness": targets.labels[rows].tolist()})
-            detailed.append({"detailed_paths": paths})
-            order += rows
-        return summary, detailed, order
-
-    def run(self, epochs: int) -> Run:
-        """Its own settings: AdamW, 1e-4, 1e-5, 16 answers a step, stop after 3 without a better loss."""
-        self._utils.set_seed(self._seed)
-        settings = argparse.Namespace(
-            memory_efficient=False,
-            method="ce",
-            train_val_split_ratio=0.2,
-            reward_batch_size=16,
-            reward_epochs=epochs,
-            seed=self._seed,
-        )
-        started = Moment.now(float("inf"))
-        model = self._utils.LinearRewardModel(self._n_features)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-5)
-        log = _Log()
-        split = mock.patch.object(torch.utils.data, "random_split", self._split)
-        with split, contextlib.redirect_stdout(log), contextlib.redirect_stderr(io.StringIO()):
-            self._train.train_reward_model(
-                model, optimizer, self._summary, self._detailed, settings, torch.device("cpu")
-            )
-        return Run(started, tuple(log.found))
-
-    def _split(self, dataset: torch.utils.data.Dataset, *_: object, **__: object) -> list:
-        return [torch.utils.data.Subset(dataset, part) for part in self._parts]
-
-
-class _Log(io.TextIOBase):
-    """Takes the validation losses out of what the official loop prints, with the time."""
-
-    def __init__(self) -> None:
-        self.found: list[Moment] = []
-
-    def write(self, text: str) -> int:
-        if match := re.search(r"Val Loss: (\S+)", text):
-            self.found.append(Moment.now(float(match[1])))
-        return len(text)
 
 
 # --------------------------------------------------------------------------- what is kept

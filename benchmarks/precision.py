@@ -30,8 +30,8 @@ from typing import Self
 
 import numpy as np
 import torch
-from demo_answers import DATA, PRESETS, read_demo, shown
-from harness import N_REPEATS, Ratio, Report, interleave, one_thread_note, parser, say
+from demo_answers import PRESETS, model_parser, read_demo, shown
+from harness import N_REPEATS, Ratio, Report, interleave, one_thread_note, say
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -99,9 +99,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    options = parser(__doc__)
-    options.add_argument("--model", default="smollm2-135m")
-    options.add_argument("--data", type=Path, default=DATA)
+    options = model_parser(__doc__)
     options.add_argument("--prompts", type=int, default=160, help="to fit on and to hold out")
     options.add_argument("--others", type=int, default=32, help="prompts for all but bfloat16")
     options.add_argument("--timed", type=int, default=1, help="prompts whose reading is timed")

@@ -25,8 +25,8 @@ from typing import Self
 
 import numpy as np
 import torch
-from demo_answers import DATA, N_FOLDS, PRESETS, read_demo, shown
-from harness import Report, one_thread_note, parser, say
+from demo_answers import N_FOLDS, PRESETS, model_parser, read_demo, shown
+from harness import Report, one_thread_note, say
 
 from retrm.backbone.base import Backbone
 from retrm.backbone.generate import PruneRule, sample
@@ -94,9 +94,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    options = parser(__doc__)
-    options.add_argument("--model", default="smollm2-135m")
-    options.add_argument("--data", type=Path, default=DATA)
+    options = model_parser(__doc__)
     options.add_argument("--prompts", type=int, default=416)
     options.add_argument("--check", type=int, default=4, help="questions that are run for real")
     options.add_argument("--store", type=Path, help="keep the features here for the next run")

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from harness import N_REPEATS, Ratio, Report, interleave, one_thread_note, parser
+from demo_answers import model_parser
+from harness import N_REPEATS, Ratio, Report, interleave, one_thread_note
 from torch import Tensor
 
 from retrm.backbone.base import Rendered
@@ -26,7 +27,6 @@ from retrm.features.reduce import Reducer
 from retrm.methods import METHODS
 from retrm.store.shards import ShardSink
 
-DATA = Path(__file__).parents[1] / "recipes" / "demo" / "rollouts.jsonl"
 PADDED_ROWS = 16  # of a padded batch: the usual choice of scripts, and near the best on two cores
 N_ONE_BY_ONE = 24
 
@@ -81,9 +81,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    options = parser(__doc__)
-    options.add_argument("--model", default="smollm2-135m")
-    options.add_argument("--data", type=Path, default=DATA)
+    options = model_parser(__doc__)
     options.add_argument("--answers", type=int, default=64)
     options.add_argument("--repeats", type=int, default=N_REPEATS)
     return options.parse_args()

@@ -22,7 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from harness import N_REPEATS, Ratio, Report, interleave, one_thread_note, parser, say
+from demo_answers import model_parser
+from harness import N_REPEATS, Ratio, Report, interleave, one_thread_note, say
 
 from retrm.backbone.base import Backbone
 from retrm.backbone.generate import sample
@@ -34,7 +35,6 @@ from retrm.methods import method
 from retrm.records import Answer, AnswerTable, Prompt
 from retrm.scorers.reward_model import RewardModel
 
-DATA = Path(__file__).parents[1] / "recipes" / "demo" / "rollouts.jsonl"
 METHODS = ("last_token", "retrm", "elhsr")
 AFTER = "elhsr"  # a reading costs the same whatever is read: one stands for all
 WORDY = (
@@ -169,9 +169,7 @@ def fitted(backbone: Backbone, table: AnswerTable, n_prompts: int) -> dict[str, 
 
 
 def arguments() -> argparse.Namespace:
-    options = parser(__doc__)
-    options.add_argument("--model", default="smollm2-135m")
-    options.add_argument("--data", type=Path, default=DATA)
+    options = model_parser(__doc__)
     options.add_argument("--fit-prompts", type=int, default=8)
     options.add_argument("--tokens", type=int, default=96)
     options.add_argument("--short", type=int, default=40, help="0 = leave it out")

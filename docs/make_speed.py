@@ -20,6 +20,7 @@ NAMES = (
     "prune",
     "precision",
     "store",
+    "serving",
     "fitting",
     "elhsr_fit",
     "scale",

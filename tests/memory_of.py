@@ -1,8 +1,9 @@
 """Run in a process of its own: read or fit N answers and print the peak of its memory, in bytes.
 
-    python memory_of.py read|hold|fit|fit-held FOLDER N_ANSWERS
+    python memory_of.py read|hold|fill|fit|fit-held FOLDER N_ANSWERS
 
-`hold` and `fit-held` are what a reading and a fit must not do: keep all features in memory.
+`fill` makes the store that `fit` and `fit-held` fit from. `hold` and `fit-held` are what a reading and a
+fit must not do: keep all features in memory.
 """
 
 import json
@@ -46,8 +47,7 @@ def reading(mode: str, folder: str, n: int) -> int:
 
 
 def fitting(mode: str, folder: str, n: int) -> int:
-    """Fits a convex head on a store that it fills first with random numbers; returns the budget."""
-    fill(folder, n)
+    """Fits a convex head on a store that `fill` made; returns the budget."""
     stored = open_store(folder).features
     last = method("last_token")
     rows = list(range(n))
@@ -59,7 +59,12 @@ def fitting(mode: str, folder: str, n: int) -> int:
     return convex_bytes(n, FIT_WIDTH, torch.float32, held_bytes=HELD_BYTES)
 
 
-def fill(folder: str, n: int) -> None:
+def fill(folder: str, n: int) -> int:
+    """Stores random numbers; nothing is stated of it.
+
+    A process of its own does so: the writer's keys and what its batches leave in the heap grow with n,
+    and are no memory of a fit.
+    """
     backbone = FakeBackbone()
     recipe = {"last_token": Recipe()}
     sink = ShardSink.of(folder, recipe, backbone)
@@ -70,17 +75,26 @@ def fill(folder: str, n: int) -> None:
         part = Features(values, torch.arange(len(values) + 1), True)
         sink.add(range(start, start + len(values)), {"last_token": part})
     sink.close(n, {"last_token": Layout(FIT_WIDTH, True, torch.float32)})
+    return 0
 
 
 def peak_bytes() -> int:
-    """Most memory of this process at a time.
+    """Most memory of this process at a time, without the pages of mapped libraries.
+
+    The kernel counts every page of a library that is mapped, and how many are depends on what lay in the
+    page cache, not on this process. Libraries stay mapped until the end and shards are let go, so
+    that the peak less what is mapped at the end leaves libraries out, and no shard.
 
     Not `ru_maxrss`: a process begins with that of the one that started it, here all of the test suite.
     """
     lines = Path("/proc/self/status").read_text().splitlines()
-    (found,) = (line.split() for line in lines if line.startswith("VmHWM:"))
-    assert found[2] == "kB"
-    return int(found[1]) * 1024
+    sizes = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    most, mapped = sizes["VmHWM"], sizes["RssFile"]
+    assert most[1] == mapped[1] == "kB"
+    return (int(most[0]) - int(mapped[0])) * 1024
+
+
+MODES = {"read": reading, "hold": reading, "fit": fitting, "fit-held": fitting}
 
 
 if __name__ == "__main__":
@@ -88,5 +102,5 @@ if __name__ == "__main__":
     shards.SHARD_BYTES = estimate.SHARD_BYTES = SHARD_BYTES
     design.RESIDENT_BYTES = SHARD_BYTES
     mode, folder, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    budget = (reading if mode in ("read", "hold") else fitting)(mode, folder, n)
+    budget = fill(folder, n) if mode == "fill" else MODES[mode](mode, folder, n)
     print(json.dumps({"peak": peak_bytes(), "budget": budget}))

@@ -3,7 +3,8 @@
     python recipes/benchmarks/prepare.py --public DIR -o runs/data/benchmarks
 
 `DIR` holds one folder a set, as its authors published it (see README.md here): zeroeval/gsm with one file
-a model, gsm8k/test.jsonl, rmb/{Pairwise_set,BoN_set}, hh/test.jsonl; .gz files are read too. Made are
+a model, gsm8k/test.jsonl, rmb/{Pairwise_set,BoN_set}, hh/test.jsonl, codet_humaneval/{dataset,
+generated_data}; .gz files are read too. Made are
 
     gsm_fit.jsonl     answers of the 13 weakest models to GSM8K test questions 0 to 899, right and wrong
                       ones to every question
@@ -11,6 +12,7 @@ a model, gsm8k/test.jsonl, rmb/{Pairwise_set,BoN_set}, hh/test.jsonl; .gz files 
     rmb_fit.jsonl     helpful pairs of RMB, half of the conversations
     rmb_test/         pairs and lists of the other conversations, in RMB's own layout
     hh_fit.jsonl, hh_test.jsonl    HH-RLHF harmless, conversations in halves
+    humaneval_samples.jsonl        some problems of HumanEval with 100 published samples each, not graded
 
 Which half a conversation falls into follows from a hash of its first user turn, so that no conversation
 and no continuation of one stands on both sides. What is left out is counted and printed. Same files and
@@ -29,7 +31,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from retrm.data.formats import parse
+from retrm.data.detect import parse
 from retrm.data.read import Record, read_records
 from retrm.errors import DataError, RetrmError
 from retrm.evaluation.benchmarks.rmb import RMB
@@ -38,6 +40,8 @@ from retrm.files import atomic_write
 
 SEED = 5
 LAST_FIT_QUESTION = 899
+HUMANEVAL_PROBLEMS = "HumanEval_for_code_generation"
+HUMANEVAL_SAMPLES = "HumanEval_codegen16B_temp0.8_topp0.95_num100_max300_code_solution"
 
 
 def _audit_recipe() -> ModuleType:
@@ -64,6 +68,13 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
         out.writelines(lines)
     print(f"{path}: {len(lines):,} rows")
     return len(lines)
+
+
+def write_list(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One JSON array, as RMB's own files are."""
+    with atomic_write(path, "w") as out:
+        json.dump(rows, out, ensure_ascii=False)
+    print(f"{path}: {len(rows):,} rows")
 
 
 def _in_folder(root: Path, name: str) -> Path:
@@ -137,12 +148,15 @@ def rmb(public: Path, output: Path, args: argparse.Namespace) -> None:
     source = open_source(root, pattern=RMB.pattern, name="rmb")
     counts: Counter[str] = Counter()
     fit: list[dict[str, Any]] = []
+    seen: set[tuple[str, ...]] = set()
     for part in source.parts:
         records = list(part.records)
         test = [r for r in records if not in_first_half(_first_turn(r))]
+        if args.one_each:
+            test = _one_each(test, part.folder.split("/")[:2], seen, args.seed)
         if test:
-            write_rows(
-                output / "rmb_test" / part.folder / f"{part.name}.jsonl", (r.fields for r in test)
+            write_list(
+                output / "rmb_test" / part.folder / f"{part.name}.json", [r.fields for r in test]
             )
         is_helpful_pair = part.folder.startswith("Pairwise_set") and "Helpfulness" in part.folder
         if is_helpful_pair:
@@ -153,6 +167,25 @@ def rmb(public: Path, output: Path, args: argparse.Namespace) -> None:
     counts["pairs to fit on"] = len(fit)
     write_rows(output / "rmb_fit.jsonl", sorted(chosen, key=lambda row: row["pair_id"]))
     _report(counts)
+
+
+def _one_each(
+    records: Sequence[Record], kind: Sequence[str], seen: set[tuple[str, ...]], seed: int
+) -> list[Record]:
+    """One record, drawn by a hash, of every conversation that `seen` lacks of this kind."""
+
+    def conversation(record: Record) -> tuple[str, ...]:
+        return (*kind, json.dumps(record.fields.get("conversation_input")))
+
+    def drawn(record: Record) -> bytes:
+        return hashlib.sha256(f"{seed}{json.dumps(record.fields)}".encode()).digest()
+
+    groups: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        groups[conversation(record)].append(record)
+    kept = [min(group, key=drawn) for key, group in groups.items() if key not in seen]
+    seen.update(groups)
+    return kept
 
 
 def _first_turn(record: Record) -> str:
@@ -206,13 +239,33 @@ def hh(public: Path, output: Path, args: argparse.Namespace) -> None:
     _report(counts)
 
 
+# ----------------------------------------------------------------------------------- programs
+
+
+def humaneval(public: Path, output: Path, args: argparse.Namespace) -> None:
+    """Problems drawn without a look at their samples, which are in the order of the file."""
+    root = _in_folder(public, "codet_humaneval")
+    problems = read_records(_file(root / "dataset", f"{HUMANEVAL_PROBLEMS}.jsonl"))
+    ids = {str(record.fields["prompt"]): str(record.fields["task_id"]) for record in problems}
+    samples = list(read_records(_file(root / "generated_data", f"{HUMANEVAL_SAMPLES}.jsonl")))
+    rows = []
+    for record in samples:
+        prompt = str(record.fields["prompt"])
+        if prompt not in ids:
+            raise DataError(f"{record.where}: its prompt is of no problem of {HUMANEVAL_PROBLEMS}")
+        rows.append({"task_id": ids[prompt], **record.fields})
+    drawn = random.Random(args.seed).sample(range(len(rows)), min(args.problems, len(rows)))
+    write_rows(output / "humaneval_samples.jsonl", (rows[i] for i in sorted(drawn)))
+    _report(Counter({"problems of HumanEval with samples": len(rows)}))
+
+
 def _report(counts: Counter[str]) -> None:
     for reason, number in counts.items():
         if number:
             print(f"  {number:7,}  {reason}")
 
 
-SETS = {"gsm": gsm, "rmb": rmb, "hh": hh}
+SETS = {"gsm": gsm, "rmb": rmb, "hh": hh, "humaneval": humaneval}
 
 
 def main() -> None:
@@ -226,6 +279,13 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=8, help="answers to each of them")
     parser.add_argument("--test-questions", type=int, default=100)
     parser.add_argument("--pairs", type=int, default=1000, help="RMB pairs to fit on")
+    parser.add_argument("--problems", type=int, default=20, help="of HumanEval")
+    parser.add_argument(
+        "--one-each",
+        action="store_true",
+        help="of RMB's test conversations one pair and one list, so that a small `retrm eval "
+        "--limit` draws many conversations",
+    )
     parser.add_argument("--max-characters", type=int, default=1500, help="of an answer to fit on")
     parser.add_argument("--seed", type=int, default=SEED)
     args = parser.parse_args()

@@ -21,7 +21,16 @@ the standard library that a caller would expect, so ``except ValueError`` keeps 
     ├── ScoreError           (ValueError)       scores are NaN, infinite, missing or of the wrong number
     ├── OutputError          (OSError)          a result could not be written; the old file is intact
     ├── EndpointError        (ConnectionError)  a remote engine failed, timed out or answered nonsense
+    │   └── RefusedError                        it understood the request and will not serve it
     ├── EngineError          (RuntimeError)     a cluster cannot be reached, or its workers keep dying
+    ├── ServiceError         (RuntimeError)     what the server answers instead of scores
+    │   ├── UnknownModelError                   no model of that name is served
+    │   ├── TooLargeError                       a request has more bytes, items or tokens than are taken
+    │   ├── BusyError                           the queue is full; the same request may be sent again
+    │   ├── NotReadyError                       the server is starting or ending
+    │   ├── DeadlineError    (TimeoutError)     there was no time left for the request
+    │   ├── JudgingError                        the model failed on an item that was accepted
+    │   └── AccessError      (PermissionError)  the bearer token is missing or wrong
     └── MissingExtraError    (ImportError)      an optional dependency is not installed
 """
 
@@ -101,8 +110,68 @@ class EndpointError(RetrmError, ConnectionError):
     """A remote engine failed, timed out or answered something that is no answer."""
 
 
+class RefusedError(EndpointError):
+    """A remote engine understood the request and will not serve it.
+
+    Attributes:
+        status: of HTTP, 400 for example.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+    def __reduce__(self) -> tuple[type["RefusedError"], tuple[str, int]]:
+        # Trainers carry errors from process to process.
+        return type(self), (str(self), self.status)
+
+
 class EngineError(RetrmError, RuntimeError):
     """A cluster cannot be reached, has too little to offer, or its workers keep dying."""
+
+
+class ServiceError(RetrmError, RuntimeError):
+    """What the server answers instead of scores."""
+
+
+class UnknownModelError(ServiceError):
+    """No model of that name is served."""
+
+
+class TooLargeError(ServiceError):
+    """A request has more bytes, items or tokens than the server takes."""
+
+
+class BusyError(ServiceError):
+    """The queue is full; the same request may be sent again.
+
+    Attributes:
+        retry_after_s: when there may be room, as the speed of the last passes says.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReadyError(ServiceError):
+    """The server is starting or ending."""
+
+
+class DeadlineError(ServiceError, TimeoutError):
+    """There was no time left for the request."""
+
+
+class JudgingError(ServiceError):
+    """The model failed on an item that was accepted."""
+
+
+class AccessError(ServiceError, PermissionError):
+    """The bearer token is missing or wrong."""
+
+
+class PageError(ServiceError, PermissionError):
+    """A web page of another origin sent the request."""
 
 
 class MissingExtraError(RetrmError, ImportError):

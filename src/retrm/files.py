@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,3 +99,14 @@ def write_json(path: Path, value: Any) -> None:
     with atomic_write(path, "w") as out:
         json.dump(value, out, indent=2, ensure_ascii=False, allow_nan=False)
         out.write("\n")
+
+
+def write_json_lines(path: Path, values: Iterable[Any]) -> None:
+    """Each value as strict JSON on a line of its own, atomically.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with atomic_write(path, "w") as out:
+        for value in values:
+            out.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")

@@ -114,6 +114,11 @@ class Answer:
     score: float | None = None
     pruned: bool = False
 
+    def as_messages(self) -> list[dict[str, Any]]:
+        """Prompt and answer as one conversation in the shape of chat APIs; tools stand beside it."""
+        turns = [message.as_dict() for message in self.prompt.messages]
+        return [*turns, {"role": "assistant", "content": self.response}]
+
     @classmethod
     def of(cls, prompt: "str | Prompt | Sequence[Mapping[str, Any]]", response: str) -> "Answer":
         """An answer from plain Python values, as a person types them."""

@@ -306,4 +306,5 @@ def test_a_reducer_that_needs_the_prompt_gets_all_of_it(eager_caching):
 
     reducer.visit = visit
     read_rendered(made, answers(16, [5, 9]), reducer)
+    assert widths
     assert all(width >= 16 + 5 and not prefix for width, prefix in widths)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from retrm.data.formats import FORMATS, detect
+from retrm.data.detect import detect
+from retrm.data.formats import FORMATS
 from retrm.data.load import iter_parsed, load_table
 from retrm.data.parsed import Options
 from retrm.data.read import Record

@@ -209,3 +209,47 @@ def test_the_gated_score_lies_between_the_lowest_and_the_highest_reward(lengths,
         tokens = features.take([i]).values
         rewards = head.token_view(tokens, "tokens").rewards
         assert rewards.min().item() - 1e-5 <= score <= rewards.max().item() + 1e-5
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([name for name in HEADS if HEADS[name].adds_layers]),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.integers(0, 100),
+)
+def test_what_the_layers_add_sums_to_the_reward_of_each_token(
+    name, n_layers, width, n_tokens, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    head = make_head(name, n_layers * width)
+    with torch.no_grad():
+        for parameter in head.parameters():  # the bias, too, which starts at zero
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    tokens = torch.randn(n_tokens, n_layers * width, generator=generator)
+    with torch.no_grad():
+        parts = head.layer_rewards(tokens, n_layers)
+        rewards = head.token_view(tokens, "tokens" if head.reads_tokens else "mean").rewards
+
+    assert parts.shape == (n_tokens, n_layers)
+    assert torch.allclose(parts.sum(dim=1), rewards, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([name for name in HEADS if HEADS[name].adds_layers]), st.integers(0, 100))
+def test_the_state_of_one_layer_moves_the_part_of_that_layer_only(name, seed):
+    generator = torch.Generator().manual_seed(seed)
+    head = make_head(name, 3 * 2)
+    head.reset(generator)
+    tokens = torch.randn(4, 6, generator=generator)
+    moved = tokens.clone()
+    moved[:, 2:4] += 1.0  # the second of three layers of width 2
+    with torch.no_grad():
+        changed = head.layer_rewards(moved, 3) - head.layer_rewards(tokens, 3)
+
+    assert changed[:, [0, 2]].abs().max() == 0
+
+
+def test_heads_that_add_layers_up_are_those_that_are_linear_in_a_token():
+    assert {name for name in HEADS if HEADS[name].adds_layers} == {"linear", "gated"}

@@ -91,6 +91,40 @@ def test_a_sample_without_an_answer_is_left_unscored_with_the_reason(adapter, tm
     assert made.results.scores[-1].metrics["mean"].value == 7
 
 
+def test_a_server_judges_and_what_it_says_beside_the_score_is_kept(adapter, log):
+    from inspect_ai import score
+    from inspect_ai.log import read_eval_log
+    from reward_server import reward_server
+
+    with reward_server() as server:
+        scorer = adapter.reward(model=f"retrm:{server.url}")
+        made = score(read_eval_log(log), scorer, display="none")
+    # The stand-in's score is minus the number of characters, its tokens that number and 3.
+    found = [s.scores["reward"] for s in made.samples]
+    assert [one.value for one in found] == [-7, -4, -1]
+    assert [one.metadata["tokens"] for one in found] == [10, 7, 4]
+    assert {one.metadata["head_id"] for one in found} == {"abc"}
+
+
+def test_what_a_server_cannot_judge_is_left_unscored_and_what_is_down_is_an_error(adapter, log):
+    from inspect_ai import score
+    from inspect_ai.log import read_eval_log
+    from reward_server import refusal, reward_server
+
+    with reward_server(lambda *_: refusal(400, "1 has 9,000 tokens")) as server:
+        scorer = adapter.reward(model=f"retrm:{server.url}")
+        made = score(read_eval_log(log), scorer, display="none")
+    found = [s.scores["reward"] for s in made.samples]
+    assert all(one.value != one.value and "9,000 tokens" in one.explanation for one in found)
+
+    with (
+        reward_server(lambda *_: refusal(401, "the key is wrong")) as server,
+        pytest.raises(Exception, match="the key is wrong"),
+    ):
+        scorer = adapter.reward(model=f"retrm:{server.url}")
+        score(read_eval_log(log), scorer, display="none")
+
+
 def test_without_inspect_the_import_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "inspect_ai", None)
     monkeypatch.setitem(sys.modules, "inspect_ai.log", None)

@@ -305,6 +305,7 @@ BAD = [
     Bad("all right", fit(records=graded(labels=(True, True))), LabelError, ("all 24 labelled answers are right", "another difficulty")),
     Bad("all wrong", fit(records=graded(labels=(False, False))), LabelError, ("all 24 labelled answers are wrong",)),
     Bad("nothing labelled", fit(records=[ONE, {"prompt": "q", "response": "s"}]), LabelError, ("carry no labels", "retrm grade")),
+    Bad("fewer prompts than folds", fit(records=graded(3)), FitError, ("got 2 prompt(s) to fit on for 3 folds", "hold fewer of them out (test_fraction)")),
     Bad("one prompt only", fit(records=graded(1)), FitError, ("all answers belong to one prompt", "prompt_id")),
     Bad("no mixed prompt for a comparing loss", fit("--loss", "pairwise_logistic", records=[*graded(6, (True, True)), *({**r, "prompt_id": r["prompt_id"] + "x", "prompt": r["prompt"] + "x"} for r in graded(6, (False, False)))]), FitError, ("no prompt has both", "use loss=bce")),
     Bad("pair loss on labels", fit("--loss", "bradley_terry"), LabelError, ("needs preference pairs", "loss=bce")),
@@ -313,7 +314,7 @@ BAD = [
     # lengths
     Bad("answer beyond the context", fit(records=[*GRADED, {**GRADED[0], "prompt_id": "long", "prompt": "long", "responses": ["x" * 2000] * 4}]), OverlongError, ("f.jsonl:13", "1024"), True),
     Bad("everything skipped", fit("--overlong", "skip", records=[{**r, "prompt": r["prompt"] * 200} for r in GRADED]), OverlongError, ("48 of 48 answers were skipped", "truncate_left"), True),
-    Bad("unknown length policy", fit("--overlong", "cut"), RecipeError, ("unknown policy overlong='cut'", "truncate_left"), True),
+    Bad("unknown length policy", fit("--overlong", "cut"), RecipeError, ("unknown policy overlong='cut'", "truncate_left")),
     # models
     Bad("unknown model", command("fit", "{d}/f.jsonl", "--model", "smolm2-135m", "-o", "{d}/out", records=GRADED), BackboneError, ("smolm2-135m", "Did you mean 'smollm2-135m'?"), True),
     Bad("folder without a model", command("fit", "{d}/f.jsonl", "--model", "{d}", "-o", "{d}/out", records=GRADED), BackboneError, ("config.json",), True),
@@ -339,6 +340,8 @@ BAD = [
     Bad("rows and summary on one pipe", command("score", "shortest", "{d}/f.jsonl", "--json", records=[ONE]), RecipeError, ("add --output",)),
     # selection
     Bad("unknown rule", command("select", "shortest", "{d}/f.jsonl", "--rule", "bestofn", records=GRADED), RecipeError, ("unknown rule 'bestofn'", "Did you mean 'best_of_n'?")),
+    Bad("unknown weights", command("select", "shortest", "{d}/f.jsonl", "--rule", "weighted_vote", "--weights", "sofmax", records=GRADED), RecipeError, ("got weights='sofmax'", "Did you mean 'softmax'?")),
+    Bad("unknown policy for empty answers", command("score", "{d}/nothing", "{d}/f.jsonl", "--empty", "skip", records=[ONE]), DataError, ("got empty='skip'", "expected 'error' or 'drop'")),
     Bad("vote without keys", command("select", "shortest", "{d}/f.jsonl", "--rule", "majority", records=GRADED), DataError, ("retrm grade",)),
     Bad("one scorer for two", command("select", "shortest", "{d}/f.jsonl", "--rule", "minmax_combination", records=GRADED), RecipeError, ("combines two scorers", "--other")),
     Bad("no scorer", command("select", "none", "{d}/f.jsonl", records=GRADED), RecipeError, ("needs a scorer",)),
@@ -346,8 +349,10 @@ BAD = [
     Bad("questions without a prompt", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", records=[{"promt": "p"}]), FormatError, ("'promt'", "Did you mean 'prompt'?")),
     Bad("question twice", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", records=[{"prompt": "p"}, {"prompt": "p"}]), DataError, ("f.jsonl:2", "stands at", "-n")),
     Bad("no questions", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o"), DataError, ("holds no records",)),
-    Bad("no answers asked for", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", "-n", "0", records=[{"prompt": "p"}]), RecipeError, ("n=0",), True),
-    Bad("impossible temperature", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", "--temperature=-1", records=[{"prompt": "p"}]), RecipeError, ("temperature=-1",), True),
+    Bad("no answers asked for", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", "-n", "0", records=[{"prompt": "p"}]), RecipeError, ("n=0",)),
+    Bad("no draw from the likeliest token", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", "--temperature", "0", "-n", "8", records=[{"prompt": "p"}]), RecipeError, ("got temperature=0 with n=8", "Use n=1")),
+    Bad("impossible share of tokens", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", "--top-p", "1.5", records=[{"prompt": "p"}]), RecipeError, ("top_p=1.5", "(0, 1]")),
+    Bad("impossible temperature", command("sample", "fake", "{d}/f.jsonl", "-o", "{d}/o", "--temperature=-1", records=[{"prompt": "p"}]), RecipeError, ("temperature=-1",)),
     # grading
     Bad("unknown grader", lambda d: extract_key("numerical", "3"), DataError, ("got grader 'numerical'", "Did you mean 'numeric'?")),
     Bad("choice without options", lambda d: extract_key("choice", "B"), DataError, ("choices=None", "expected the list of options", "column `choices`")),

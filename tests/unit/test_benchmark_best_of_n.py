@@ -91,7 +91,7 @@ def test_prompts_that_are_all_right_or_all_wrong_decide_nothing() -> None:
 
 
 def test_scores_of_another_benchmark_are_refused() -> None:
-    with pytest.raises(DataError, match="'x' has 0 labels for 2 scores"):
+    with pytest.raises(DataError, match="'x' of best_of_n has 0 labels for 2 candidates"):
         RULE.figures([ScoredItem("x", "all", "x", {}, (1, 1), np.array([1.0, 2.0]))])
 
 

@@ -207,6 +207,7 @@ def test_counts_of_prompts_are_rows_repeated():
         ({**VOTE, "prompt": ""}, "`prompt` is empty"),
         ({**VOTE, "is_code": "yes"}, "`is_code` is 'yes'; expected one of True, False"),
         (without(VOTE, "language"), "no field 'language'"),
+        ({**VOTE, "question_id": None}, "`question_id` is null"),
     ],
 )
 def test_a_vote_of_another_kind_is_refused(row, message):

@@ -216,6 +216,17 @@ def test_the_headline_is_the_plain_mean_of_six_subsets():
     assert (found.n, found.statistic.n) == (10, 10)
 
 
+def test_the_mean_stands_on_all_rows_and_weighs_subsets_not_rows():
+    """Math: 1 of 1; Focus: 1 of 3. Mean of subsets 2/3, where rows alone would give 2/4."""
+    items = [
+        *best_of_4("Math", (1, 0, 0, 0)),
+        *best_of_4("Focus", (1, 0, 0, 0), (0, 1, 0, 0), (0, 1, 0, 0)),
+    ]
+    found = headline(RewardBench2().figures(items))
+    assert found.statistic(np.ones((1, 4)))[0] == pytest.approx(2 / 3)
+    assert (found.n, found.statistic.n) == (4, 4)
+
+
 def test_a_missing_subset_is_said_beside_the_mean():
     found = headline(RewardBench2().figures(best_of_4("Math", (1, 0, 0, 0))))
 

@@ -15,7 +15,7 @@ import pytest
 
 from retrm.cli import sample as sampling
 from retrm.cli.main import main
-from retrm.errors import DataError, OutputError
+from retrm.errors import DataError, FitError, OutputError
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo" / "run.py"
 
@@ -223,6 +223,105 @@ def test_a_folder_of_several_reward_models_is_refused_with_their_names(rollouts,
     assert "m/last_token" in printed
 
 
+def test_a_reward_model_is_not_replaced_by_one_of_another_method(
+    rollouts, model, monkeypatch, capsys
+):
+    before = {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()}
+    monkeypatch.setattr("retrm.backbone.remote.load_backbone", None)  # told before it is loaded
+
+    given = ["fit", str(rollouts), "--model", "fake", "-o", str(model), "--method", "elhsr"]
+    assert run(*given) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "OutputError" in said
+    assert "holds a reward model made by last_token, and elhsr was asked for" in said
+    assert "Choose another --output" in said
+    assert {path.name: path.read_bytes() for path in model.iterdir() if path.is_file()} == before
+
+
+def test_a_reward_model_is_replaced_by_one_of_the_same_method_and_a_damaged_one_by_any(
+    rollouts, tmp_path
+):
+    given = ["fit", rollouts, "--model", "fake", "-o", tmp_path / "m"]
+    assert run(*given) == 0
+    assert run(*given, "--seed", "1") == 0
+    manifest = tmp_path / "m" / "reward_model.json"
+    assert json.loads(manifest.read_text())["fitted"]["seed"] == 1
+
+    (tmp_path / "m" / "head.safetensors").write_bytes(b"x")
+    assert run(*given, "--method", "retrm") == 0
+    assert json.loads(manifest.read_text())["method"] == "retrm"
+
+
+def test_help_names_the_method_that_is_taken_without_one(rollouts, model, capsys):
+    assert run("fit", "--help") == 0
+
+    assert "last_token (taken if none is given)" in " ".join(
+        capsys.readouterr().out.replace("│", " ").split()
+    )
+    assert json.loads((model / "reward_model.json").read_text())["method"] == "last_token"
+
+
+def test_a_fit_that_is_refused_after_the_reading_says_what_it_leaves(
+    rollouts, tmp_path, monkeypatch, capsys
+):
+    def refused(*_args, **_options):
+        raise FitError("the score became NaN")
+
+    monkeypatch.setattr("retrm.fitting.fit.fit_head", refused)
+    assert run("fit", rollouts, "--model", "fake", "-o", tmp_path / "m") == 2
+
+    said = " ".join(capsys.readouterr().err.split())
+    assert "FitError: the score became NaN" in said
+    assert f"what was read is kept in {tmp_path / 'm' / 'features'}" in said
+    assert "Delete that folder" in said
+    assert (tmp_path / "m" / "features" / "manifest.json").exists()
+
+
+def test_a_row_with_an_empty_answer_keeps_its_place_where_that_is_asked_for(tmp_path, capsys):
+    # Shortest: minus the number of characters, 1 and 3; in between, nothing to score.
+    rows = [
+        {"prompt": "p", "response": "a"},
+        {"prompt": "q", "response": " "},
+        {"prompt": "r", "response": "abc"},
+    ]
+    path, out = tmp_path / "r.jsonl", tmp_path / "s.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert run("score", "shortest", path, "-o", out) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "EmptyAnswerError: r.jsonl:2: `response` is an empty answer" in said
+    assert "retrm fit, score and audit: --empty drop" in said
+    assert not out.exists()
+
+    assert run("score", "shortest", path, "-o", out, "--empty", "drop", "--json") == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert {name: counts[name] for name in ("rows", "answers", "skipped", "empty")} == {
+        **{"rows": 3, "answers": 2},
+        **{"skipped": 0, "empty": 1},
+    }
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert found == [
+        {**row, "score": score} for row, score in zip(rows, [-1.0, None, -3.0], strict=True)
+    ]
+
+
+def test_rows_with_nothing_but_empty_answers_are_counted_by_a_model_too(model, tmp_path, capsys):
+    path = tmp_path / "r.jsonl"
+    # More than a chunk without a single answer, then one.
+    path.write_text(
+        (json.dumps({"prompt": "p", "response": ""}) + "\n") * 300
+        + json.dumps({"prompt": "p", "response": "a"})
+        + "\n"
+    )
+
+    assert run("score", model, path, "--empty", "drop") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["score"] for row in lines[:300]] == [None] * 300
+    assert isinstance(lines[300]["score"], float)
+    assert run("score", model, path, "--empty", "drop", "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["n_answers"] == 1
+
+
 def test_select_works_with_a_baseline_scorer(rollouts, capsys):
     run("select", "shortest", rollouts, "--json")
 
@@ -409,6 +508,50 @@ def test_a_sampling_that_failed_before_the_first_answer_leaves_nothing_behind(tm
     assert json.loads((tmp_path / "o.jsonl").read_text())["prompt"] == "1 + 1?"
 
 
+def test_a_finished_file_is_replaced_only_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    problems, out = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    problems.write_text(json.dumps({"prompt": "1 + 1?", "answer": "2"}) + "\n")
+    out.write_text("")  # an empty file, such as mktemp makes, is nothing to lose
+    given = ["sample", "fake", problems, "-n", "1", "--max-new-tokens", "2", "-o", out]
+    assert run(*given) == 0
+    assert run("grade", out, "--grader", "numeric") == 0
+    graded = out.read_bytes()
+    capsys.readouterr()
+
+    with monkeypatch.context() as patched:
+        patched.setattr("retrm.backbone.remote.load_backbone", None)  # told before it is loaded
+        assert run(*given) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "OutputError" in said
+    assert "o.jsonl is there already" in said
+    assert "Choose another --output, or add --overwrite" in said
+    assert out.read_bytes() == graded
+
+    assert run(*given, "--overwrite") == 0
+    assert "correct" not in json.loads(out.read_text())
+
+
+def test_a_run_that_replaces_a_file_leaves_it_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    problems, out = tmp_path / "p.jsonl", tmp_path / "o.jsonl"
+    problems.write_text("".join(json.dumps({"prompt": f"{i}?"}) + "\n" for i in range(2)))
+    out.write_text("what was there\n")
+    given = ["sample", "fake", problems, "-n", "1", "--max-new-tokens", "2", "-o", out]
+    write, written = sampling._write, []
+
+    def killed(file, part, row):
+        if len(written) == 2:  # the settings and one question
+            raise KeyboardInterrupt
+        written.append(row)
+        write(file, part, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sampling, "_write", killed)
+        assert run(*given, "--overwrite") == 130
+    assert out.read_text() == "what was there\n"
+    assert run(*given, "--overwrite") == 0
+    assert [json.loads(line)["prompt"] for line in out.read_text().splitlines()] == ["0?", "1?"]
+
+
 PREFERENCES = [
     {"prompt": f"p{i}", "chosen": f"{i} yes!", "rejected": f"{i} no."} for i in range(15)
 ]
@@ -477,6 +620,41 @@ def test_statistics_of_data_without_comparisons_are_json(tmp_path, capsys):
 
     assert run("data", "stats", path, "--json") == 0
     assert json.loads(capsys.readouterr().out)["longer_wins"] is None
+
+
+def test_the_table_of_grades_counts_mixed_prompts_by_the_kind_of_the_records(tmp_path, capsys):
+    # sum: one prompt of two with right and wrong, 2 of 3 labelled answers right; 1 pruned.
+    rows = [
+        {"prompt": "a", "answer": "1", "kind": "sum", "responses": ["1", "2"]},
+        {
+            "prompt": "b",
+            "answer": "1",
+            "kind": "sum",
+            "responses": ["1", "x"],
+            "pruned": [False, True],
+        },
+    ]
+    path = tmp_path / "r.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert run("grade", path, "--grader", "numeric") == 0
+    lines = capsys.readouterr().err.splitlines()
+    (head,) = (line for line in lines if "kind of question" in line)
+    (cells,) = (line for line in lines if line.startswith("sum"))
+    columns = ["prompts", "mixed prompts", "answers with a label", "share right"]
+    assert [head.index(name) for name in columns] == sorted(head.index(name) for name in columns)
+    assert cells.split() == ["sum", "2", "1", "3", "0.667"]
+
+
+def test_an_answer_without_a_label_is_shown_as_such(tmp_path, capsys):
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "responses": ["x", "y"], "correct": [1, None]}))
+
+    assert run("data", "validate", path) == 0
+    printed = capsys.readouterr().out
+    assert "x  [1]" in printed
+    assert "y  [no label]" in printed
+    assert "nan" not in printed
 
 
 @pytest.mark.parametrize(

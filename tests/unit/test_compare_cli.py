@@ -123,3 +123,28 @@ def test_without_texts_the_items_are_named_only(tmp_path, capsys):
         (source / "items" / "hh_rlhf.jsonl").unlink()
     assert run("compare", *sources, "--shown", "1") == 0
     assert "its texts are not beside the scores" in capsys.readouterr().out
+
+
+def test_a_file_that_is_not_there_is_refused_with_the_nearest(tmp_path, capsys):
+    source = folder(tmp_path / "a", of("one"), of("two"))
+    scores = source / "scores"
+    assert run("compare", scores / "hh_rlhf.on.jsonl", scores / "hh_rlhf.two.jsonl") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "expected a folder of retrm eval or one of its files of scores" in said
+    assert "Did you mean 'hh_rlhf.one.jsonl'?" in said
+    assert "hub:" not in said
+
+
+def test_few_prompts_are_said_to_give_no_p(tmp_path, capsys):
+    few = [pairs(name, MARGINS[name][:6]) for name in MARGINS]
+    files = []
+    for file in few:
+        files.append(tmp_path / f"{file.scorer}.jsonl")
+        write_scores(files[-1], file)
+    assert run("compare", *files[:2]) == 0
+    assert "no p and no visible difference from fewer than 10 prompts" in capsys.readouterr().out
+    assert run("compare", *files) == 0
+    assert "no p from fewer than 10 prompts" in capsys.readouterr().out
+    whole = [folder(tmp_path / name, of(name)) for name in ("one", "two")]
+    assert run("compare", *whole) == 0
+    assert "fewer than 10 prompts" not in capsys.readouterr().out

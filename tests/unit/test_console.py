@@ -2,7 +2,7 @@
 
 import pytest
 
-from retrm.cli.console import progress, reading_progress, size_in_words
+from retrm.cli.console import out, progress, reading_progress, size_in_words, table
 from retrm.features.read import Progress
 
 
@@ -36,3 +36,12 @@ def test_before_the_first_step_no_time_is_told(capsys, monkeypatch):
 )
 def test_a_size_has_the_largest_unit_that_it_reaches(n_bytes, words):
     assert size_in_words(n_bytes) == words
+
+
+def test_a_table_without_names_of_columns_has_no_line_for_them(capsys):
+    out.print(table("dry run", ["", ""], [["answers", "48"]]))
+    out.print(table("dry run", ["", "n"], [["answers", "48"]]))
+
+    bare, named = capsys.readouterr().out.split("dry run\n")[1:]
+    assert [line.strip() for line in bare.splitlines() if line.strip()] == ["answers   48"]
+    assert next(line.split() for line in named.splitlines() if line.strip()) == ["n"]

@@ -8,16 +8,17 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from doc_blocks import SKIP, blocks_of
 
 import retrm
 from retrm import errors
 from retrm.cli.main import app
-from retrm.data.formats import FORMATS, detect, parse
+from retrm.data.detect import detect, parse
+from retrm.data.formats import FORMATS
 from retrm.data.parsed import Options
 from retrm.data.read import Record
 from retrm.heads.registry import HEADS
@@ -29,7 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 PAGES = [page for page in PAGES if page.is_file()]
-SKIP = "<!-- skip: needs the real model -->"
 # What may excuse a block from running: the real model, or a folder that was fitted on it.
 REAL = ("smollm2", "RewardModel.load(", "from_pretrained(")
 
@@ -39,33 +39,6 @@ def name_of(page: Path) -> str:
 
 
 pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, its text, the line it begins on, and whether it is skipped."""
-
-    language: str
-    text: str
-    line: int
-    is_skipped: bool
-
-
-def blocks_of(text: str, language: str = "") -> list[Block]:
-    found, lines, i = [], text.splitlines(), 0
-    while i < len(lines):
-        fence = re.fullmatch(r"( *)(```+)(\w*)\s*", lines[i])
-        if fence is None:
-            i += 1
-            continue
-        stop = i + 1
-        while lines[stop].strip() != fence[2]:  # an open fence fails with an IndexError
-            stop += 1
-        before = next((line.strip() for line in reversed(lines[:i]) if line.strip()), "")
-        body = [line.removeprefix(fence[1]) for line in lines[i + 1 : stop]]
-        found.append(Block(fence[3], "\n".join(body) + "\n", i + 2, before == SKIP))
-        i = stop + 1
-    return [block for block in found if not language or block.language == language]
 
 
 def prose_of(text: str) -> str:
@@ -94,7 +67,9 @@ def anchors_of(file: Path) -> set[str]:
 # ------------------------------------------------------------------------------------ python
 
 
-WITH_PYTHON = [p for p in PAGES if blocks_of(p.read_text("utf-8"), "python")]
+# Whose blocks want a server; tests/service/test_serve_page.py runs them.
+SERVED = DOCS / "how-to" / "serve.md"
+WITH_PYTHON = [p for p in PAGES if blocks_of(p.read_text("utf-8"), "python") and p != SERVED]
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)

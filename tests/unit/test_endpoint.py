@@ -7,8 +7,9 @@ import pytest
 from fake_engine import Engine, Reply, answered, engine
 
 from retrm.backbone.endpoint import KEY_VARIABLE, sample_endpoint
-from retrm.backbone.patient import api_url, retry_after_s
+from retrm.backbone.patient import api_url
 from retrm.errors import EndpointError
+from retrm.patience import retry_after_s
 from retrm.records import Message, Prompt
 
 

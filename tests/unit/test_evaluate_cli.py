@@ -72,6 +72,7 @@ def test_a_run_leaves_scores_items_figures_and_both_reports(done) -> None:
         "report.html",
         "report.md",
         "items/best_of_n.jsonl",
+        "scores/run.json",
         *(
             f"{kind}"
             for s in BASELINES
@@ -227,6 +228,13 @@ def test_figures_without_a_folder_are_printed(done, capsys) -> None:
         (["longest", "--scores", "DATA"], "leave scorers and --benchmark out"),
         (["--scores", "DATA"], "no file of scores of version 1"),
         (["--scores", "EMPTY"], "holds no files of scores"),
+        (
+            ["--scores", "MISSPELT"],
+            "one of its files of scores, scores/BENCHMARK.SCORER.jsonl. Did",
+        ),
+        ([*WHOLE, "--threshold", "0.5"], "but Best of N holds scores against no number"),
+        (["--scores", "SCORES", "--threshold", "0.5"], "holds scores against no number"),
+        (["--benchmark", "best_of_n", "--baselines", "longest", "x"], "so name the scorers first"),
         (["--scores", "SCORES", "--training-data", "DATA"], "needs the texts of the benchmark"),
     ],
 )
@@ -239,6 +247,7 @@ def test_a_mistake_says_what_to_do_and_exits_with_2(
         "OUT": tmp_path / "out",
         "EMPTY": tmp_path / "empty",
         "SCORES": done / "scores",
+        "MISSPELT": done / "scores" / "best_of_n.longst.jsonl",
     }
     assert run("eval", *(places.get(text, text) for text in arguments)) == 2
     assert words in " ".join(capsys.readouterr().err.split())
@@ -259,3 +268,44 @@ def test_no_figure_of_many_scorers_is_cut_short_on_a_terminal(
     printed = capsys.readouterr().out
     assert "…" not in printed
     assert printed.count(".667") >= 4
+
+
+def test_what_is_read_is_said_with_its_place_and_equal_answers(tmp_path, capsys) -> None:
+    """Three answers, two of them equal: two are scored."""
+    path = tmp_path / "[red]x.jsonl"
+    rows = [
+        {"prompt": "1 + 1?", "responses": ["2", "2", "3"], "correct": [True, True, False]},
+        {"prompt": "1 + 2?", "responses": ["2", "3", ""], "correct": [False, True, False]},
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    assert run(*typed(path, "longest"), "-o", tmp_path / "run", "--mistakes", 0) == 0
+    printed = capsys.readouterr().err
+    said = " ".join(printed.split())
+    assert "Best of N: 2 items, 5 answers, 4 of them different: equal ones are scored once" in said
+    assert f"from{path}" in "".join(printed.split())  # a long path is broken over lines
+    assert "Best of N: 1 left out: candidates without a text" in said
+
+
+def test_a_threshold_reaches_the_figures_also_from_files(tmp_path, capsys) -> None:
+    from dataclasses import replace as with_
+
+    from score_files import file, row
+
+    from retrm.evaluation.score_file import write_scores
+
+    rows = [
+        row(
+            f"gsm8k-{i}",
+            [0.9, 0.1 if i % 2 else 0.8],
+            subset="gsm8k",
+            facts={"label": 1 if i % 2 else -1, "final_answer_correct": not i % 2},
+        )
+        for i in range(4)
+    ]
+    path = tmp_path / "a.jsonl"
+    write_scores(path, with_(file("a", rows, "process_bench")))
+    found = []
+    for more in ((), ("--threshold", "0.5")):
+        assert run("eval", "--scores", path, "--json", *more) == 0
+        found.append(headlines(json.loads(capsys.readouterr().out))["a"]["value"]["value"])
+    assert found == [0, 1]

@@ -172,3 +172,55 @@ def test_each_half_is_scaled_by_the_temperature_of_the_other():
     n_right = int((half == 0).sum())
     wanted = (0.25 * n_right + 0.75 * (80 - n_right)) / 80
     assert found.after.brier.value == pytest.approx(wanted)
+
+
+def of_halves(*patterns, n_clusters=80):
+    """One pair a prompt; the margins of each half of the prompts repeat a pattern."""
+    clusters = [f"q{i}" for i in range(n_clusters)]
+    half = prompt_folds(clusters, 2, 0)
+    margins = np.zeros(n_clusters)
+    for h, pattern in enumerate(patterns):
+        margins[half == h] = np.resize(pattern, int((half == h).sum()))
+    return calibration(pairs("a", margins), n_resamples=20)
+
+
+SOUND, REVERSED, FLAWLESS = (1.0, 1.0, -0.5), (-1.0, -1.0, 0.5), (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "n_clusters", "words"),
+    [
+        ((SOUND, SOUND), 80, ""),
+        ((SOUND, SOUND), 20, ""),
+        ((SOUND, SOUND), 19, "19 prompts with pairs are too few for one, it takes 20"),
+        ((SOUND, REVERSED), 80, "in one half of the prompts the margins tell nothing"),
+        ((REVERSED, REVERSED), 80, "in both halves of the prompts the margins tell nothing"),
+        ((FLAWLESS, SOUND), 80, "in one half of the prompts no pair is lost"),
+    ],
+)
+def test_where_no_temperature_can_be_had_it_is_said(patterns, n_clusters, words):
+    found = of_halves(*patterns, n_clusters=n_clusters)
+    assert found.no_temperature.startswith(words)
+    assert bool(found.no_temperature) == bool(words)
+
+
+def test_figures_without_a_temperature_are_not_shown():
+    """Their ECE is 0, as of a scorer whose probabilities are all true."""
+    from retrm.evaluation.findings import Findings
+    from retrm.reports.evaluation_figures import reliability_figure
+    from retrm.reports.evaluation_panels import panels_html
+
+    shown = {}
+    for name, pattern in (("sound", SOUND), ("none", REVERSED)):
+        found = of_halves(pattern, pattern)
+        one = Findings("hh_rlhf", name, calibration=found)
+        axes = reliability_figure([one]).axes[0]
+        shown[name] = (panels_html([one]), len(axes.get_lines()))
+        assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == [name]
+    page, n_lines = shown["none"]
+    assert of_halves(REVERSED, REVERSED).after.ece.value == 0
+    assert "no temperature: in both halves of the prompts the margins tell nothing" in page
+    assert "after T" not in page
+    assert page.count("<td>–</td>") == 3
+    assert "after T = " in shown["sound"][0]
+    assert shown["sound"][1] == n_lines + 1

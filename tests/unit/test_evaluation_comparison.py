@@ -9,7 +9,7 @@ from score_files import file, pairs, row
 
 from retrm.errors import DataError
 from retrm.evaluation.benchmarks import benchmark
-from retrm.evaluation.comparison import compare_scorers
+from retrm.evaluation.comparison import compare_headlines, compare_scorers
 from retrm.evaluation.preferred import pairs_of_file, preferences_of
 
 # 400 pairs: 12 that only the first wins, 4 that only the second does, 316 that both win, 68 neither.
@@ -254,3 +254,70 @@ def test_labels_that_name_candidates_without_scores_are_refused():
     scores = file("a", [row("x", [1, 2, 3], facts=facts)], "ppe_correctness")
     with pytest.raises(DataError, match=r"'x' has 3 score\(s\), but its labels name candidate 5"):
         pairs_of_file(scores)
+
+
+@pytest.mark.parametrize(("n", "is_open"), [(9, True), (10, False)])
+def test_fewer_than_ten_prompts_give_no_p_and_no_visible_difference(n, is_open):
+    """Three wins to none of nine would be p < .001 by resamples that hardly differ."""
+    first, second = np.ones(n), np.where(np.arange(n) < 3, -1.0, 1.0)
+    found = compare_scorers(pairs("a", first), pairs("b", second))
+    figure = found.figures[0]
+    assert figure.difference.value == pytest.approx(3 / n)
+    assert (figure.p_value is None) == (figure.smallest_visible is None) == is_open
+    # 2 P(Binomial(3, 1/2) <= 0) = 2 / 8: exact for any number of items.
+    assert found.mcnemar[0].p_value == pytest.approx(0.25)
+
+
+def test_a_subset_of_few_prompts_is_open_in_a_benchmark_of_many():
+    """Ten items of two prompts are few; the twelve prompts of the other subset are not."""
+    rng = np.random.default_rng(0)
+    files = []
+    for name in ("a", "b"):
+        rows = [
+            row(
+                f"{subset}/{i}",
+                [rng.normal(), 0.0],
+                subset=subset,
+                cluster=f"{subset} {i % n_prompts}",
+                facts={"label": 1},
+            )
+            for subset, n_prompts, n in (("Natural", 2, 10), ("Manual", 12, 12))
+            for i in range(n)
+        ]
+        files.append(file(name, rows, "llmbar"))
+    found = {f.subset: f for f in compare_scorers(*files).figures if f.is_official}
+    assert found["Natural"].n == 10
+    assert found["Natural"].p_value is None
+    assert found["Natural"].difference is not None
+    assert found["Manual"].p_value is not None
+
+
+@pytest.mark.parametrize(("n", "is_open"), [(9, True), (10, False)])
+def test_headlines_of_few_prompts_have_no_p(n, is_open):
+    rng = np.random.default_rng(1)
+    found = compare_headlines([pairs(name, rng.normal(size=n)) for name in "abc"])
+    assert len(found.differences) == 3
+    for one in found.differences:
+        assert (one.p_value is None) == (one.adjusted_p_value is None) == is_open
+
+
+def steps_file(name, scores):
+    rows = [
+        row(
+            f"gsm8k-{i}",
+            some,
+            subset="gsm8k",
+            facts={"label": 1 if i % 2 else -1, "final_answer_correct": not i % 2},
+        )
+        for i, some in enumerate(scores)
+    ]
+    return file(name, rows, "process_bench")
+
+
+def test_a_threshold_holds_for_scorers_and_items_that_are_compared():
+    """Probabilities: at 0 no step is wrong, so of each pair of solutions one is judged right."""
+    sure = steps_file("sure", [(0.9, 0.8), (0.9, 0.1)] * 6)
+    vague = steps_file("vague", [(0.9, 0.8), (0.9, 0.6)] * 6)
+    (at_zero,) = compare_scorers(sure, vague).mcnemar
+    (at_half,) = compare_scorers(sure, vague, threshold=0.5).mcnemar
+    assert (at_zero.only_first, at_half.only_first) == (0, 6)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -427,3 +428,41 @@ def test_every_resample_keeps_the_sizes_of_the_strata(tmp_path: Path) -> None:
     assert (counts[:, is_a].sum(axis=1) == 3).all()
     assert (counts[:, ~is_a].sum(axis=1) == 5).all()
     assert counts.max() > 1
+
+
+def about_of(scorer: Any, items: BenchmarkData, folder: Path) -> dict[str, Any]:
+    (file,) = evaluate({"s": Entrant(scorer)}, [items], folder)
+    return dict(file.about)
+
+
+def test_what_scores_hang_on_is_written_beside_them(tmp_path: Path) -> None:
+    """Tokens are those that were read in this run: the second reads none."""
+    backbone = FakeBackbone()
+    scorer = LogProbabilityScorer(backbone)
+    items = data(item("1", "q", ["one answer", "another"]))
+    about = about_of(scorer, items, tmp_path)
+    assert about["backbone"] == backbone.name
+    assert about["tokenizer"] == backbone.fingerprint.tokenizer
+    assert about["template"] == backbone.fingerprint.template
+    assert about["weights"] == backbone.fingerprint.weights
+    assert about["dtype"] == str(backbone.dtype).removeprefix("torch.")
+    assert (about["device"], about["states_from"]) == ("cpu", backbone.states_from)
+    assert about["answers_of_this_run"] == 2
+    assert about["tokens_per_s"] > 0
+    again = about_of(scorer, items, tmp_path)
+    assert again["answers_of_this_run"] == 0
+    assert "tokens_per_s" not in again
+
+
+def test_a_scorer_that_reads_no_tokens_has_no_speed_in_tokens(tmp_path: Path) -> None:
+    about = about_of(Counting(), data(item("1", "q", ["a", "bb"])), tmp_path)
+    assert set(about) == {"identity", "answers_of_this_run", "seconds_of_this_run"}
+    assert about["answers_of_this_run"] == 2
+
+
+def test_a_scorer_may_say_itself_what_its_scores_hang_on(tmp_path: Path) -> None:
+    class Telling(Counting):
+        provenance: ClassVar[dict[str, str]] = {"tokenizer": "abc"}
+
+    about = about_of(Telling(), data(item("1", "q", ["a", "bb"])), tmp_path)
+    assert about["tokenizer"] == "abc"

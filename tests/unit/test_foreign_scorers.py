@@ -181,6 +181,24 @@ def test_functions_classes_and_scorers_of_a_module_are_opened(
         open_scorer("call:length")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def score(prompts, responses:\n", "failed with SyntaxError"),
+        ("raise ValueError('no weights')\n", "failed with ValueError: no weights"),
+    ],
+)
+def test_a_module_that_cannot_be_run_is_a_mistake_and_no_traceback(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_rewards_of_tests.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    with pytest.raises(RecipeError, match=words):
+        open_callable("broken_rewards_of_tests:score")
+
+
 @pytest.mark.parametrize("own", ["", "    identity = 'mine'\n"])
 def test_another_source_of_a_class_is_another_scorer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str
@@ -205,6 +223,13 @@ def test_another_tokenizer_or_template_is_another_remote_scorer() -> None:
     found = [RemoteScorer("sglang", url, renderer=r).identity for r in (RENDERER, other)]
     assert found[0] != found[1]
     assert found[0] == RemoteScorer("sglang", url, renderer=RENDERER).identity
+
+
+def test_a_server_is_described_by_what_is_rendered_here() -> None:
+    url = "http://127.0.0.1:9"
+    here = RemoteScorer("sglang", url, renderer=RENDERER, served_model="m").provenance
+    assert set(here) == {"served_model", "tokenizer", "template"}
+    assert RemoteScorer("vllm", url).provenance == {}
 
 
 def test_the_password_of_an_address_stands_nowhere() -> None:

@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from retrm.data.formats import FORMATS, detect, parse
+from retrm.data.detect import detect, parse
+from retrm.data.formats import FORMATS
 from retrm.data.messages import read_messages, split_transcript
 from retrm.data.parsed import Options
 from retrm.data.read import Record

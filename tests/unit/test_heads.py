@@ -147,3 +147,28 @@ def test_linear_head_with_mean_pooling_has_contributions_that_add_up():
 def test_the_registry_makes_every_head_with_its_options():
     assert make_head("worst_token", 3, {"hidden": 8}).options == {"hidden": 8}
     assert set(HEADS) == {"linear", "gated", "mlp", "worst_token"}
+
+
+def test_a_gated_reward_is_split_over_two_layers_with_half_the_bias_each():
+    head = GatedHead(4)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[9.0, 9.0, 9.0, 9.0], [1.0, -2.0, 0.5, 3.0]]))
+        head.bias.copy_(torch.tensor([7.0, 1.0]))
+    # Layer one of the first token: 1*2 - 2*1 = 0, layer two: .5*4 + 3*1 = 5; the bias 1 gives .5 to each.
+    # Second token: 1*0 - 2*3 = -6, and .5*2 + 3*0 = 1. The gate's row and bias (9, 7) have no part in it.
+    values = torch.tensor([[2.0, 1.0, 4.0, 1.0], [0.0, 3.0, 2.0, 0.0]])
+
+    assert head.layer_rewards(values, 2).tolist() == [[0.5, 5.5], [-5.5, 1.5]]
+    assert head.token_view(values, "tokens").rewards.tolist() == [6.0, -4.0]
+
+
+def test_a_linear_reward_is_split_over_layers_and_one_layer_holds_all_of_it():
+    head = LinearHead(3)
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([2.0, -1.0, 4.0]))
+        head.bias.fill_(0.75)
+    # 2*1 + .25, -1*3 + .25, 4*.5 + .25; together 2 - 3 + 2 + .75 = 1.75
+    values = torch.tensor([[1.0, 3.0, 0.5]])
+
+    assert head.layer_rewards(values, 3).tolist() == [[2.25, -2.75, 2.25]]
+    assert head.layer_rewards(values, 1).tolist() == [[1.75]]

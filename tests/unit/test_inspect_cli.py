@@ -1,6 +1,7 @@
 """`retrm inspect`, `retrm doctor` and `retrm export` as a person calls them."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -148,6 +149,55 @@ def test_a_reward_model_is_told_without_loading_its_backbone(tmp_path, capsys, m
         "is an unproven idea",
     ):
         assert words in said
+
+
+def test_a_folder_of_several_is_refused_with_their_names(tmp_path, capsys, monkeypatch) -> None:
+    for name in ("first/elhsr", "first/retrm", "second"):
+        saved(tmp_path / "runs" / name)
+    (tmp_path / "runs" / "first" / "features").mkdir()
+    (tmp_path / "runs" / "first" / "features" / "manifest.json").write_text("{}")
+    monkeypatch.setattr("retrm.backbone.load.load_backbone", None)
+
+    for folder, names in (
+        ("runs", ("runs/first/elhsr", "runs/first/retrm", "runs/second")),
+        ("runs/first", ("runs/first/elhsr", "runs/first/features", "runs/first/retrm")),
+    ):
+        assert run("inspect", str(tmp_path / folder)) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "ArtifactError" in said
+        assert "is none itself, 3 lie below it" in said
+        listed = said.split("Name one of them: ")[1]
+        assert listed == ", ".join(str(tmp_path / name) for name in names)
+
+
+@pytest.mark.parametrize(("verb", "page"), [("eval", "report.html"), ("audit", "audit.html")])
+def test_a_folder_of_results_is_refused_with_its_page(verb, page, tmp_path, capsys) -> None:
+    (tmp_path / page).write_text("<html>")
+
+    assert run("inspect", str(tmp_path)) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"ArtifactError: {tmp_path} holds what retrm {verb} found" in said
+    assert said.endswith(f"See {tmp_path / page}")
+
+
+def test_epochs_are_told_as_their_number_and_the_one_that_was_kept(tmp_path, capsys) -> None:
+    model = saved(tmp_path / "rm", metrics=METRICS)
+    epochs = [
+        {"number": i, "training_loss": 2.522099733352661 - i, "validation_loss": None}
+        for i in range(1, 11)
+    ]
+    fitted = {"epochs": epochs, "kept_epoch": 2, "start_penalty": None, "streamed": False}
+    RewardModel(replace(model.artifact, fitted=fitted), model.backbone).save(tmp_path / "rm")
+
+    assert run("inspect", str(tmp_path / "rm")) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "fitted: epochs 10" in lines
+    # 2.522099733352661 - 2 = 0.522099733352661
+    assert "fitted: kept epoch number 2, training loss 0.5221, validation loss none" in lines
+    assert "fitted: start penalty none" in lines
+    assert "fitted: streamed no" in lines
+    (bound,) = (line for line in lines if line.startswith("pass@1"))
+    assert bound == "pass@1 – – .300 [.200, .400]"
 
 
 def test_the_caveat_is_left_out_where_no_reasoning_subspace_is_read(tmp_path, capsys) -> None:

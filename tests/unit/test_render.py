@@ -5,199 +5,30 @@ ids.json are rewritten by `python tests/unit/test_render.py`; review the decoded
 """
 
 import json
-from pathlib import Path
 
 import pytest
+from chat_families import (
+    ASK,
+    CASES,
+    FAMILIES,
+    SYSTEM,
+    TALK,
+    TEMPLATES,
+    TOOL,
+    byte_level,
+    family,
+    make_tokenizer,
+    sentence_piece,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
+from tiny import tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from retrm.backbone.base import Rendered
 from retrm.backbone.render import ChatRenderer, fit_to_context
 from retrm.errors import BackboneError, OverlongError, RenderError
 from retrm.records import Answer, Message, Prompt
-
-TEMPLATES = Path(__file__).parents[1] / "golden" / "templates"
-
-# Tokenizers: 256 bytes or printable ASCII, a handful of merges, and the control tokens of a family.
-
-
-def _byte_level() -> Tokenizer:
-    merges = [("h", "e"), ("i", "s"), ("Ġ", "t"), ("Ġt", "he"), ("Ċ", "Ċ"), ("Ġ", "4"), ("â", "Ĥ")]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {piece: i for i, piece in enumerate([*letters, *("".join(pair) for pair in merges)])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def _sentence_piece(prefix: str) -> Tokenizer:
-    """Bytes as fallback; `prefix` is legacy (a space before every part), first or none."""
-    merges = [("h", "e"), ("i", "s"), ("▁", "t"), ("▁t", "he"), ("▁", "4"), ("▁", "h")]
-    letters = ["<unk>", *(f"<0x{b:02X}>" for b in range(256)), "▁", *map(chr, range(33, 127))]
-    vocab = {piece: i for i, piece in enumerate([*letters, *("".join(pair) for pair in merges)])}
-    backend = Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>")
-    )
-    if prefix == "first":
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    else:
-        space = normalizers.Replace(" ", "▁")
-        first = [normalizers.Prepend("▁")] if prefix == "legacy" else []
-        backend.normalizer = normalizers.Sequence([*first, space])
-    strip = [] if prefix == "none" else [decoders.Strip(" ", 1, 0)]
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
-    )
-    return backend
-
-
-def make_tokenizer(
-    backend: Tokenizer,
-    controls: list[str],
-    *,
-    bos: str | None,
-    eos: str,
-    pad: str | None = None,
-    adds_bos: bool = False,
-    plain: tuple[str, ...] = (),
-    eats_space: bool = False,
-    template: str | None = None,
-) -> PreTrainedTokenizerFast:
-    tokens = [AddedToken(c, special=True, normalized=False, rstrip=eats_space) for c in controls]
-    backend.add_special_tokens(tokens)
-    backend.add_tokens([AddedToken(p, special=False, normalized=False) for p in plain])
-    if adds_bos:
-        backend.post_processor = TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
-        )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=pad or eos
-    )
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def family(name: str) -> PreTrainedTokenizerFast:
-    template = None if name == "plain" else (TEMPLATES / f"{name}.jinja").read_text("utf-8")
-    im = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    if name == "llama3":
-        heads = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-        controls = ["<|begin_of_text|>", "<|end_of_text|>", *heads]
-        return make_tokenizer(
-            _byte_level(),
-            controls,
-            bos=controls[0],
-            eos="<|eot_id|>",
-            adds_bos=True,
-            template=template,
-        )
-    if name == "qwen2":
-        plain = ("<tool_call>", "</tool_call>")
-        return make_tokenizer(
-            _byte_level(), im, bos=None, eos=im[2], pad=im[0], plain=plain, template=template
-        )
-    if name == "smollm2":
-        return make_tokenizer(_byte_level(), im, bos=im[1], eos=im[2], template=template)
-    if name == "gemma":
-        controls = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
-        return make_tokenizer(
-            _sentence_piece("none"),
-            controls,
-            bos="<bos>",
-            eos="<eos>",
-            pad="<pad>",
-            adds_bos=True,
-            template=template,
-        )
-    if name == "mistral":
-        controls = ["<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
-        return make_tokenizer(
-            _sentence_piece("first"),
-            controls,
-            bos="<s>",
-            eos="</s>",
-            adds_bos=True,
-            template=template,
-        )
-    if name == "phi3":
-        roles = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-        return make_tokenizer(
-            _sentence_piece("first"),
-            ["<s>", "<|endoftext|>", *roles],
-            bos="<s>",
-            eos="<|endoftext|>",
-            eats_space=True,
-            template=template,
-        )
-    if name == "zephyr":
-        return make_tokenizer(
-            _sentence_piece("legacy"),
-            ["<s>", "</s>"],
-            bos="<s>",
-            eos="</s>",
-            adds_bos=True,
-            template=template,
-        )
-    if name == "deepseek":
-        tags = ["User", "Assistant", "tool▁output▁begin", "tool▁output▁end"]
-        controls = [
-            "<｜begin▁of▁sentence｜>",
-            "<｜end▁of▁sentence｜>",
-            *(f"<｜{t}｜>" for t in tags),
-        ]
-        return make_tokenizer(
-            _byte_level(),
-            controls,
-            bos=controls[0],
-            eos=controls[1],
-            adds_bos=True,
-            plain=("<think>", "</think>"),
-            template=template,
-        )
-    # tulu, falcon and plain (no template) share the tokenizer of GPT-2's kind.
-    end = "<|endoftext|>"
-    return make_tokenizer(_byte_level(), [end], bos=end, eos=end, template=template)
-
-
-FAMILIES = (
-    "llama3",
-    "qwen2",
-    "smollm2",
-    "gemma",
-    "mistral",
-    "phi3",
-    "zephyr",
-    "tulu",
-    "falcon",
-    "deepseek",
-    "plain",
-)
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
-ASK = Message("user", "2+2?")
-TALK = (Message("user", "hi"), Message("assistant", "<think>so</think>the hi"), ASK)
-SYSTEM = (Message("system", "Be brief."), ASK)
-TYPED = "<|im_end|><|eot_id|></s><end_of_turn>[INST]<|end|><|endoftext|><｜User｜>"
-CASES = {
-    "single": Answer(Prompt((ASK,)), "the 4", "p"),
-    "cut": Answer(Prompt((ASK,)), "the 4", "p", finished=False),
-    "empty": Answer(Prompt((ASK,)), "", "p"),
-    "system": Answer(Prompt(SYSTEM), "4", "p"),
-    "multi_turn": Answer(Prompt(TALK), "4", "p"),
-    "typed_controls": Answer(Prompt((ASK,)), f"a {TYPED} b", "p"),
-    "typed_controls_in_prompt": Answer(Prompt((Message("user", TYPED),)), "4", "p"),
-    "spaces_around": Answer(Prompt((ASK,)), "\n the 4  ", "p"),
-    "unicode": Answer(Prompt((ASK,)), "€ 日本 🙂 é", "p"),
-    "tools": Answer(Prompt((ASK,), (TOOL,)), "4", "p"),
-    "tool_turn": Answer(
-        Prompt((ASK, Message("assistant", "", ({"name": "add"},)), Message("tool", "four"))),
-        "4",
-        "p",
-    ),
-}
 
 # Written by hand from the public formats; "{}" is the question, then the answer with its end.
 FORMATS = {
@@ -355,7 +186,7 @@ def test_a_control_string_in_a_tool_description_stays_text():
 def test_a_control_string_that_the_template_acts_on_is_left_to_the_template():
     template = "{% for m in messages %}{{ m.content.split('<|cut|>')[-1] }}<|end|>{% endfor %}"
     tokenizer = make_tokenizer(
-        _byte_level(), ["<|end|>", "<|cut|>"], bos=None, eos="<|end|>", template=template
+        byte_level(), ["<|end|>", "<|cut|>"], bos=None, eos="<|end|>", template=template
     )
     renderer = ChatRenderer(tokenizer)
     talk = Prompt((Message("user", "q"), Message("assistant", "why<|cut|>a<|end|>"), ASK))
@@ -422,7 +253,7 @@ def test_white_space_that_a_control_token_would_swallow_stays_in_the_answer():
 def test_the_space_before_a_mistral_answer_is_one_token_whoever_writes_it(scheme):
     # Either the template's space or the tokenizer's own, never both: "▁4" as the model samples it.
     tokenizer = make_tokenizer(
-        _sentence_piece(scheme),
+        sentence_piece(scheme),
         ["<s>", "</s>", "[INST]", "[/INST]"],
         bos="<s>",
         eos="</s>",
@@ -455,7 +286,7 @@ PADDING_TEMPLATES = {
 
 def padding_tokenizer(bos: str, pad: str) -> PreTrainedTokenizerFast:
     return make_tokenizer(
-        _byte_level(),
+        byte_level(),
         ["<s>", "<|end|>", "<pad>"],
         bos=None if bos == "none" else "<s>",
         eos="<|end|>",
@@ -574,6 +405,52 @@ def test_a_turn_that_the_template_would_drop_in_silence_is_refused(content):
     prompt = Prompt((Message("developer", content), ASK))
     with pytest.raises(RenderError, match=r"leaves out turn 1 \(role developer\)"):
         ChatRenderer(family("phi3")).render_prompt(prompt)
+
+
+@pytest.mark.parametrize("role", ["tool", "developer"])
+def test_one_lost_turn_among_many_is_named(role):
+    template = (
+        "{% for m in messages %}{% if m['role'] != 'developer' and not (m['role'] == 'tool' and "
+        "loop.index == 5) %}{{ m['role'] }}: {{ m['content'] }}\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    turns = (ASK, *(Message("tool", "3") for _ in range(6)))
+    at = 5 if role == "tool" else 8
+
+    with pytest.raises(RenderError, match=rf"leaves out turn {at} \(role {role}\)"):
+        extra = () if role == "tool" else (Message(role, "3"),)
+        kept = turns if role == "tool" else (ASK,) * 7
+        ChatRenderer(tiny_tokenizer(template=template)).render_prompt(Prompt((*kept, *extra)))
+
+
+def test_a_long_rollout_with_tools_is_rendered_a_few_times_and_not_once_for_each_turn(monkeypatch):
+    renderer = ChatRenderer(family("qwen2"))
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": "1"}}}
+    steps = (Message("assistant", "", tool_calls=(call,)), Message("tool", "3"))
+    renderer.render_prompt(Prompt((ASK, *steps), (TOOL,)))  # what is found out once
+    asked = []
+    plain = renderer._apply
+    monkeypatch.setattr(renderer, "_apply", lambda *a, **o: asked.append(1) or plain(*a, **o))
+
+    renderer.render_prompt(Prompt((ASK, *steps * 40), (TOOL,)))
+
+    assert len(asked) <= 6  # 40 calls and 40 results
+
+
+def test_one_lost_tool_call_among_many_is_named():
+    template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
+        "{% for c in m['tool_calls'] or [] %}{% if loop.index0 == 0 and m['content'] != 'two' %}"
+        "{{ c['function']['name'] }}{% endif %}{% endfor %}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    turns = [ASK]
+    for said in ("one", "two", "three"):
+        turns += [Message("assistant", said, tool_calls=(call,)), Message("tool", "3")]
+
+    with pytest.raises(RenderError, match="leaves out the tool calls of turn 4"):
+        ChatRenderer(tiny_tokenizer(template=template)).render_prompt(Prompt(tuple(turns)))
 
 
 def test_reasoning_taken_out_of_an_earlier_turn_is_no_loss():

@@ -30,7 +30,7 @@ from retrm.reports.evaluation_figures import (
 from retrm.reports.evaluation_items import HeatScale, mistakes_html, shortened
 from retrm.reports.evaluation_names import short_names
 from retrm.reports.evaluation_page import evaluation_page, write_report
-from retrm.reports.evaluation_words import notes, standing
+from retrm.reports.evaluation_words import notes, standing, verdict
 from retrm.reports.words import number, span
 
 HOSTILE = "</script></details><img src=x onerror=alert(1)>| **a** <b>\u2028&amp;"
@@ -146,7 +146,9 @@ def test_the_page_needs_nothing_from_elsewhere_and_is_well_formed(page) -> None:
     found = Reader(page)
     tags = {tag for tag, _ in found.tags}
     assert "script" not in tags
-    assert all(a["src"].startswith("data:image/png") for tag, a in found.tags if tag == "img")
+    images = [a["src"] for tag, a in found.tags if tag == "img"]
+    assert images
+    assert all(image.startswith("data:image/png") for image in images)
     assert "http" not in page.replace("http-equiv", "")
     assert "default-src 'none'" in page
 
@@ -332,7 +334,7 @@ def test_the_card_has_one_table_with_the_numbers_of_the_page(run, table) -> None
     value = table.headline("runs/a").value
     cell = f"**.750 {span(value.low, value.high)}**"
     assert lines[2].startswith(f"| **all: accuracy** | 12 | .500 | {cell} |")
-    assert "(longest does as well)" in lines[3]
+    assert "] (longest does as well)" in lines[3]
     assert {line.count("|") for line in lines} == {7}
     sentence = standing(table.headline("runs/a")).sentence
     assert f"- a, all: accuracy .750 {span(value.low, value.high)}: {sentence}" in card
@@ -555,3 +557,47 @@ def test_the_page_shows_short_names_and_keeps_the_whole_one() -> None:
     )  # its whole name, and the identity that the test made of it
     assert "scorer /data/runs/a" in text
     assert "<i class=up5>good</i>" in page
+
+
+# ------------------------------------------------------------------- what the verdict rests on
+
+
+@pytest.mark.parametrize(
+    ("contamination", "tone", "ending"),
+    [
+        ({}, "good", "Not checked: whether it was trained on these items."),
+        (
+            {"hh_rlhf": OVERLAP},
+            "open",
+            "2 of 12 items stand in its training data, so this may be memory and no skill.",
+        ),
+        ({"hh_rlhf": replace(OVERLAP, n_items=0, ids=())}, "good", "[.100, .300])."),
+        ({"llmbar": OVERLAP}, "good", "Not checked: whether it was trained on these items."),
+    ],
+)
+def test_the_verdict_says_whether_the_items_may_be_known_by_heart(
+    table, contamination, tone, ending
+) -> None:
+    row = replace(table.headline("runs/a"), minus={"random": interval(0.2, 0.1, 0.3)}, beaten_by=())
+    found = verdict(row, contamination, "hh_rlhf")
+    assert found.tone == tone
+    assert found.sentence.startswith("Better than random (+.200 [.100, .300]).")
+    assert found.sentence.endswith(ending)
+
+
+def test_the_verdict_of_card_and_page_says_what_stands_in_the_training_data(run, table) -> None:
+    words = "2 of 12 items stand in its training data, so this may be memory"
+    for contamination, is_said in (({"hh_rlhf": OVERLAP}, True), ({}, False)):
+        page_text = Reader(page_of(run[1], contamination=contamination)).text
+        card = evaluation_card([table], run[1], contamination)
+        for text in (page_text, card):
+            assert (words in text) == is_said
+            assert ("Not checked: whether it was trained" in text) != is_said
+
+
+def test_time_of_a_run_that_scored_nothing_is_not_shown_as_time_of_scoring(run, table) -> None:
+    files = [
+        replace(file, about={"seconds_of_this_run": 0.0, "answers_of_this_run": 0})
+        for file in run[1]
+    ]
+    assert "Scored in" not in evaluation_card([table], files, {})

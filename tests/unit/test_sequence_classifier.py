@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from classifiers import save_classifier
 from fake_engine import engine
 from tiny import CHATML, tiny_tokenizer
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from retrm.backbone.render import ChatRenderer
 from retrm.errors import OverlongError, RenderError
@@ -23,30 +24,6 @@ THINKING = CHATML.replace(
     "m['content']",
     "('<think></think>' if m['role'] == 'assistant' and loop.last else '') + m['content']",
 )
-
-
-def save_classifier(folder: Path, *, template: str = CHATML, has_bos: bool = False) -> None:
-    """Weights large enough that every token moves the score."""
-    tokenizer = tiny_tokenizer(has_bos=has_bos)
-    tokenizer.chat_template = template
-    config = AutoConfig.for_model(
-        "qwen2",
-        vocab_size=len(tokenizer) + 8,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        num_labels=1,
-        pad_token_id=tokenizer.pad_token_id,
-        max_position_embeddings=96,
-    )
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config)
-    for parameter in model.parameters():
-        parameter.data.add_(torch.randn(parameter.shape) * 0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def conversation(text: str) -> list[dict[str, str]]:
@@ -148,3 +125,14 @@ def test_servers_that_take_ids_or_text_get_the_whole_conversation(tmp_path: Path
     text = tokenizer.apply_chat_template(conversation(TEXTS[1]), tokenize=False)
     assert sent["openrlhf"]["query"] == [text]
     assert text.startswith(sent["openrlhf"]["prompts"][0])
+
+
+def test_what_its_logits_hang_on_is_told_and_follows_the_template(tmp_path: Path) -> None:
+    found = []
+    for name, template in (("a", CHATML), ("b", THINKING)):
+        save_classifier(tmp_path / name, template=template)
+        found.append(SequenceClassifier.load(str(tmp_path / name)).provenance)
+    one, other = found
+    assert (one["dtype"], one["device"]) == ("float32", "cpu")
+    assert one["template"] != other["template"]
+    assert set(one) == {"tokenizer", "template", "dtype", "device"}

@@ -9,10 +9,8 @@ long, is left unscored with the reason; it is never a 0.
 Made for inspect_ai 0.3.285.
 """
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +28,21 @@ except ImportError as error:
         "Run: pip install 'retrm[inspect]'"
     ) from error
 
+from retrm.adapters.judge import Judge, score_of
 from retrm.data.inspect_log import parse_inspect
 from retrm.data.inspect_samples import samples_of
 from retrm.data.load import build_table
 from retrm.data.parsed import Options
 from retrm.data.read import Record
-from retrm.errors import DataError, OverlongError
+from retrm.errors import DataError, OverlongError, RefusedError
+from retrm.patience import without_password
 from retrm.records import Answer
 from retrm.scorers.base import Scorer
 from retrm.scorers.open import open_scorer
 from retrm.selection import apply
+from retrm.service.client import Reward
+
+_BAD_INPUT = 400  # what a server answers to an answer that it cannot judge
 
 
 @scorer(metrics=[mean(), stderr()])
@@ -47,37 +50,32 @@ def reward(model: str, backbone: str | None = None, device: str = "cpu") -> Insp
     """Our raw score of each sample's answer: unbounded, higher is better.
 
     Args:
-        model: a folder made by retrm fit, hf:PATH, vllm:URL or any other name of a scorer.
+        model: a folder made by retrm fit, retrm:URL for a server, or any other name of a scorer.
         backbone: where the backbone of a folder lies now.
         device: of the backbone.
     """
-    judge = _Judge(model, backbone, device)
+    judge = Judge(model, backbone=backbone, device=device)
 
     async def score(state: TaskState, target: Target) -> Score:
         try:
             answer = _answer_of(state)
-            value = await run_sync(judge.score, answer)
-        except (DataError, OverlongError) as error:
+            # In a thread, not awaited: Inspect may run on another event loop than asyncio's.
+            (found,) = await run_sync(judge.rewards, [answer])
+        except (DataError, OverlongError, RefusedError) as error:
+            if isinstance(error, RefusedError) and error.status != _BAD_INPUT:
+                raise
             return Score.unscored(reason="scoring_failed", explanation=str(error))
-        return Score(value=value, answer=answer.response, metadata={"model": model})
+        return Score(
+            value=score_of(found), answer=answer.response, metadata=_metadata(found, model)
+        )
 
     return score
 
 
-class _Judge:
-    """A scorer that is opened when the first answer comes, and reads one answer at a time."""
-
-    def __init__(self, model: str, backbone: str | None, device: str) -> None:
-        self.open = partial(open_scorer, model, model=backbone, device=device)
-        self.scorer: Scorer | None = None
-        # Inspect runs samples at the same time; a model does not.
-        self.lock = threading.Lock()
-
-    def score(self, answer: Answer) -> float:
-        with self.lock:
-            if self.scorer is None:
-                self.scorer = self.open()
-            return float(self.scorer.score([answer])[0])
+def _metadata(found: Reward, model: str) -> dict[str, Any]:
+    told = {"tokens": found.num_tokens, "head_id": found.head_id, "warnings": list(found.warnings)}
+    known = {name: value for name, value in told.items() if value}
+    return {"model": without_password(model), "truncated": found.truncated, **known}
 
 
 def _answer_of(state: TaskState) -> Answer:

@@ -196,7 +196,12 @@ def check_questions(
     grader: str | None,
     seed: int,
 ) -> None:
-    """Refuse new answers that could not be sampled or graded."""
+    """Refuse new answers that could not be sampled or graded.
+
+    Raises:
+        DataError: no grader is named, or a prompt has no reference answer; and what the grader or
+            `sample` refuses.
+    """
     if plan.n_samples == 0:
         return
     gold, asked = subject.table.gold, subject.questions

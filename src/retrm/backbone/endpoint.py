@@ -236,14 +236,15 @@ class _Asker:
 
     def _answer(self, job: _Job) -> Sampled:
         body = {**job.body, **self._neutral()}
-        for attempt in range(self.client.retries + 1):
+        retries = self.client.patience.retries
+        for attempt in range(retries + 1):
             found = _read(self.client.post(body, f"prompt {job.prompt}"), job, self.client.where)
             if found.reason not in _ABORTED:
                 return found.answer
-            if attempt < self.client.retries:
-                self.client.pause(attempt, None, f"finish_reason {found.reason!r}")
+            if attempt < retries:
+                self.client.pause(self.client.patience.grown_s(attempt))
         raise EndpointError(
-            f"{self.client.where} broke off prompt {job.prompt} in {self.client.retries + 1} "
+            f"{self.client.where} broke off prompt {job.prompt} in {retries + 1} "
             f"attempts (finish_reason {found.reason!r}). Is there memory for so many requests at a "
             "time? See the engine's log"
         )

@@ -17,6 +17,7 @@ the order of a sum, then leave no trace in a state.
 """
 
 import math
+import re
 from collections.abc import Collection, Sequence
 
 import torch
@@ -33,6 +34,7 @@ from retrm.backbone.base import (
     check_batch,
 )
 from retrm.backbone.fingerprint import hash_text, hash_unembedding, hash_weights
+from retrm.backbone.foreign_text import TextFrame
 from retrm.errors import RenderError
 from retrm.records import Answer, Message, Prompt
 
@@ -41,6 +43,7 @@ BOS, TURN, END, PAD = 256, 257, 258, 259
 
 VOCAB_SIZE = 260
 _EPS = 1e-6
+_CONTROLS = {"<bos>": BOS, "<turn>": TURN, "<end>": END, "<pad>": PAD}
 _TEMPLATE = "<bos>{<turn>role\\ncontent<end>}<turn>assistant\\n"
 
 
@@ -95,6 +98,54 @@ class FakeRenderer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special tokens are left out, bytes that are no UTF-8 become U+FFFD."""
         return bytes(token for token in ids if token < BOS).decode(errors="replace")
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of `ids` with special tokens."""
+        parts = re.split(f"([{''.join(map(chr, _CONTROLS.values()))}])", "".join(map(chr, ids)))
+        names = {chr(token): name for name, token in _CONTROLS.items()}
+        return "".join(
+            names.get(part, "") or part.encode("latin-1").decode(errors="replace") for part in parts
+        )
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that is rendered already: special tokens count, nothing is added."""
+        parts = re.split(f"({'|'.join(map(re.escape, _CONTROLS))})", text)
+        return tuple(
+            token
+            for part in parts
+            for token in ((_CONTROLS[part],) if part in _CONTROLS else part.encode())
+        )
+
+    def encode_alone(self, text: str) -> tuple[int, ...]:
+        """`encode`: no byte reaches across a border."""
+        return self.encode(text)
+
+    def encode_behind(
+        self, prompt: str, prompt_ids: tuple[int, ...], answer: str
+    ) -> tuple[int, ...]:
+        """`encode` of `answer`, whatever stands before it."""
+        del prompt, prompt_ids
+        return self.encode(answer)
+
+    @property
+    def frame(self) -> TextFrame:
+        """What the template writes around an answer."""
+        return TextFrame(
+            prefix=(BOS,),
+            bos="<bos>",
+            writes_bos=True,
+            openings=("<turn>assistant\n",),
+            finished_opening="",
+            written_glue="",
+            ends={"<end>": END},
+            end_id=END,
+            writes_end=True,
+            tail="<end>",
+            pads={"<pad>": PAD},
+            controls=frozenset(_CONTROLS),
+            vocabulary_size=VOCAB_SIZE,
+            restores_text=True,
+        )
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token; a character of several bytes stands at its last byte."""

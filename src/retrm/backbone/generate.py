@@ -7,8 +7,8 @@ of the logits.
 Ids that the tokenizer does not know (padding rows of the LM head) are never drawn. The mean
 log-probability is that of the model itself, temperature 1 and no restriction.
 
-Work is sent to an engine from here; `growing` holds the options and the rows that are under way,
-`follow` says who may look on and score them.
+Work is sent to an engine from here; `sample_options` holds the options, `growing` the rows that are
+under way, `follow` says who may look on and score them.
 
     >>> from retrm.backbone.fake import FakeBackbone
     >>> from retrm.records import Prompt
@@ -23,12 +23,16 @@ from dataclasses import dataclass, replace
 
 from retrm.backbone.base import Backbone
 from retrm.backbone.follow import Follower, Following, PruneRule, Running
-from retrm.backbone.growing import Run, SampleOptions
+from retrm.backbone.growing import Run
 from retrm.backbone.remote import BackboneHandle, RemoteBackbone
+from retrm.backbone.sample_options import SampleOptions
 from retrm.backbone.sampled import Sampled
 from retrm.engines.base import in_order
 from retrm.errors import OverlongError, RecipeError
 from retrm.records import Prompt
+
+BATCH_SIZE = 64
+"""Rows that are continued together, where nobody says otherwise."""
 
 _GROUP_BATCHES = 2  # of answers in one piece of work: a worker that dies loses so many
 
@@ -43,7 +47,7 @@ def sample(
     top_k: int = 0,
     max_new_tokens: int = 256,
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     follower: Follower | None = None,
     prune: PruneRule | None = None,
     on_running: Callable[[Running], None] | None = None,
@@ -76,14 +80,7 @@ def sample(
     options = SampleOptions(n, temperature, top_p, top_k, max_new_tokens, seed, batch_size)
     following = Following(follower, prune, on_running)
     _check_following(following, options)
-    rendered = [backbone.renderer.render_prompt(prompt) for prompt in prompts]
-    for index, ids in enumerate(rendered):
-        if len(ids) + max_new_tokens > backbone.context_length:
-            raise OverlongError(
-                f"prompt {index} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} it "
-                f"exceeds the context of {backbone.context_length} tokens of {backbone.name}. "
-                "Shorten the prompt or lower max_new_tokens"
-            )
+    rendered = _rendered(backbone, prompts, max_new_tokens)
     if isinstance(backbone, RemoteBackbone):
         if follower is not None:
             raise RecipeError(
@@ -95,8 +92,78 @@ def sample(
     return _sample_here(run, len(prompts), n, on_progress)
 
 
+class Drawing:
+    """Answers to one prompt, drawn a token at a time when the caller says so.
+
+    For a device that has other work in between; the answers are those of `sample` with the same options.
+    Nothing stays on the backbone between two steps.
+
+    Attributes:
+        options: as for `sample`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompt: Prompt,
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        max_new_tokens: int = 256,
+        seed: int = 0,
+    ) -> None:
+        """Read nothing yet; the first step reads the prompt.
+
+        Raises:
+            RecipeError: an option is out of range, or the backbone lies on the workers of an engine.
+            OverlongError: the prompt with `max_new_tokens` is longer than the context.
+            RenderError: the prompt cannot be rendered.
+        """
+        if isinstance(backbone, RemoteBackbone):
+            raise RecipeError(
+                f"{backbone.name!r} lies on the workers of an engine, which draw whole answers; expected "
+                "a backbone in this process. Use retrm sample"
+            )
+        self.options = SampleOptions(n, temperature, 1.0, 0, max_new_tokens, seed, BATCH_SIZE)
+        self._run = Run(
+            backbone, _rendered(backbone, [prompt], max_new_tokens), self.options, Following()
+        )
+        self._ready: dict[int, Sampled] = {}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all answers have come to their ends."""
+        return len(self._ready) == self.options.n
+
+    @property
+    def answers(self) -> list[Sampled]:
+        """Those that have come to their ends, in order."""
+        return [self._ready[number] for number in sorted(self._ready)]
+
+    def step(self) -> None:
+        """One token more for every answer that goes on."""
+        with self._run.decoder.watching():
+            for one in self._run.advance():
+                self._ready[one.number] = one
+
+
+def _rendered(
+    backbone: Backbone, prompts: Sequence[Prompt], max_new_tokens: int
+) -> list[tuple[int, ...]]:
+    """Token ids of the prompts, each with room for an answer."""
+    rendered = [backbone.renderer.render_prompt(prompt) for prompt in prompts]
+    for index, ids in enumerate(rendered):
+        if len(ids) + max_new_tokens > backbone.context_length:
+            raise OverlongError(
+                f"prompt {index} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} it "
+                f"exceeds the context of {backbone.context_length} tokens of {backbone.name}. "
+                "Shorten the prompt or lower max_new_tokens"
+            )
+    return rendered
+
+
 def _check_following(following: Following, options: SampleOptions) -> None:
-    prune, n, batch_size = following.prune, options.n, options.batch_size
+    prune = following.prune
     for name, value in {"prune": prune, "on_running": following.on_running}.items():
         if value is not None and following.follower is None:
             raise RecipeError(f"{name} needs running scores; pass a follower, such as a head")
@@ -106,11 +173,7 @@ def _check_following(following: Following, options: SampleOptions) -> None:
         raise RecipeError(
             f"got a rule that prunes every {prune.every} tokens; expected a whole number, 1 or more"
         )
-    if batch_size < n:
-        raise RecipeError(
-            f"got batch_size={batch_size} with n={n}: pruning compares the candidates of a prompt "
-            f"side by side. Use batch_size={n} or more, or leave pruning out"
-        )
+    options.check_prune()
 
 
 @dataclass(frozen=True)

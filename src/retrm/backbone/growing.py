@@ -7,7 +7,6 @@ be dragged along for a while, since dropping rows copies the cache.
 
 import functools
 import hashlib
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,45 +19,11 @@ from retrm.backbone.base import Backbone
 from retrm.backbone.choose import choose
 from retrm.backbone.decode import Decoder, decoder_for
 from retrm.backbone.follow import Following, Running
+from retrm.backbone.sample_options import SampleOptions
 from retrm.backbone.sampled import Sampled
 from retrm.errors import RecipeError
 
 _PREFILL_TOKENS = 8192  # read at once, so that prompts never need more memory than this many
-
-
-@dataclass(frozen=True)
-class SampleOptions:
-    """Of `retrm.backbone.generate.sample`, which says what they mean.
-
-    Raises:
-        RecipeError: one is out of range.
-    """
-
-    n: int
-    temperature: float
-    top_p: float
-    top_k: int
-    max_new_tokens: int
-    seed: int
-    batch_size: int
-
-    def __post_init__(self) -> None:
-        for name in ("n", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"got {name}={getattr(self, name)}; expected 1 or more")
-        for name, is_right, wanted in (
-            ("temperature", 0 <= self.temperature < math.inf, "a number of 0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "a share in (0, 1], 1 = no restriction"),
-            ("top_k", self.top_k >= 0, "0 (no restriction) or more"),
-            ("seed", 0 <= self.seed < 2**64, "an integer from 0 to 2**64 - 1"),
-        ):
-            if not is_right:
-                raise RecipeError(f"got {name}={getattr(self, name)}; expected {wanted}")
-        if self.temperature == 0 and self.n > 1:
-            raise RecipeError(
-                f"got temperature=0 with n={self.n}: all {self.n} answers would be the same. Use "
-                "n=1, or a temperature above 0"
-            )
 
 
 @dataclass(eq=False)

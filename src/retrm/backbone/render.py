@@ -47,6 +47,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from retrm.backbone.base import Rendered
+from retrm.backbone.foreign_text import TextFrame
 from retrm.errors import BackboneError, OverlongError, RenderError, did_you_mean
 from retrm.records import ROLES, Answer, Prompt
 
@@ -411,6 +412,86 @@ class ChatRenderer:
             out[-1] += self.decode(ids[before:])[len(known) :]
         return out
 
+    # Text that others rendered, see `retrm.backbone.foreign_text`
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that is rendered already: control strings count, nothing is added.
+
+        Raises:
+            RenderError: a code point that is no character.
+        """
+        _check_reserved(text, "")
+        return self._encoder.encode(text)
+
+    def encode_alone(self, text: str) -> tuple[int, ...]:
+        """`encode` for text that follows other text, no token reaching across the border."""
+        _check_reserved(text, "")
+        return self._encoder.encode_alone(text)
+
+    def encode_behind(
+        self, prompt: str, prompt_ids: tuple[int, ...], answer: str
+    ) -> tuple[int, ...]:
+        """Ids of an answer that a template wrote behind `prompt`: those of rule 4 of `render`.
+
+        Control strings in `answer` count, the white space before it is that of `render`.
+
+        Raises:
+            RenderError: a code point that is no character.
+        """
+        if not answer:
+            return ()
+        _check_reserved(answer, "")
+        return self._behind(prompt, prompt_ids, answer, answer)
+
+    @cached_property
+    def frame(self) -> TextFrame:
+        """What the template writes around an answer; read off made-up conversations."""
+        asked, full = self._apply_probe(_QUESTION), self._apply_probe(_QUESTION, _REPLY)
+        at = full.rfind(_REPLY)
+        before = full[full.rfind(_QUESTION) + len(_QUESTION) : at] if at >= 0 else ""
+        is_same = at >= 0 and full.startswith(asked)
+        decode, prefix = self._text_of, self._default_prefix
+        written = [self._opening(asked), *([] if is_same else [before])]
+        shown = [decode(self._encoder.encode(text)) for text in written if text]
+        bos = decode(prefix) if prefix else (self.tokenizer.bos_token or "")
+        tail = full[at + len(_REPLY) :] if at >= 0 else ""
+        ends = {decode([i]): i for i in sorted(self.end_ids)}
+        pad = self.tokenizer.pad_token_id
+        # A space, a line break and a letter behind control tokens, and a control token behind each.
+        probe = "".join(f"{end}{text}" for text in (full, " a", "\na", "a") for end in ("", *ends))
+        return TextFrame(
+            prefix=prefix,
+            bos=bos,
+            writes_bos=bool(bos) and asked.startswith(bos),
+            openings=tuple(dict.fromkeys(text for text in (*written, *shown) if text.strip())),
+            finished_opening="" if is_same else before,
+            written_glue=full[len(asked) : at] if is_same else "",
+            ends=ends,
+            end_id=self.end_id,
+            writes_end=any(end in tail for end in ends),
+            tail=tail,
+            pads={} if pad is None else {decode([pad]): pad},
+            controls=frozenset(self._encoder.controls),
+            vocabulary_size=len(self.tokenizer),
+            restores_text=decode(self._encoder.encode(probe)) == probe,
+        )
+
+    def _opening(self, asked: str) -> str:
+        """What stands right before an answer, whatever was said before: the generation prompt."""
+        try:
+            messages = [{"role": "user", "content": _QUESTION}]
+            bare = self._apply(messages, [], generation=False)
+        except _TEMPLATE_ERRORS:
+            bare = ""
+        alike = zip(asked, bare, strict=False)
+        at = next((k for k, (a, b) in enumerate(alike) if a != b), min(len(asked), len(bare)))
+        for match in self._encoder.pattern.finditer(asked) if self._encoder.pattern else ():
+            if match.start() < at < match.end():
+                at = match.start()
+        asks = asked.rfind(_QUESTION) + len(_QUESTION)
+        # A template without a generation prompt (Mistral's) closes the question with a token.
+        return asked[at:] if at >= asks and asked[at:].strip() else asked[asks:]
+
     @property
     def end_id(self) -> int | None:
         """The end-of-turn token, or None where the model has none."""
@@ -459,8 +540,9 @@ class ChatRenderer:
 
     def _prompt(self, prompt: Prompt, where: str) -> _RenderedPrompt:
         # The candidates of one prompt mostly come one after the other.
-        if self._last is not None and (self._last[0] is prompt or self._last[0] == prompt):
-            return self._last[1]
+        last = self._last  # looked at once: another thread may render meanwhile
+        if last is not None and (last[0] is prompt or last[0] == prompt):
+            return last[1]
         text = self._prompt_text(prompt, where)
         bare = self._encoder.encode(text)
         made = _RenderedPrompt(text, bare, self._with_bos(bare, where))
@@ -503,6 +585,7 @@ class ChatRenderer:
 
     def _check_kept(self, messages: list[dict], tools: list[dict], text: str, where: str) -> None:
         """Refuses a template that leaves out a turn, its tool calls or the tools without a word."""
+        said: dict[int, dict] = {}
         for i, message in enumerate(messages):
             content = message["content"].strip()
             # An earlier assistant turn may be shortened on purpose (its reasoning is taken out).
@@ -510,15 +593,20 @@ class ChatRenderer:
                 continue
             if message["role"] == "user" and content in text:
                 continue
-            if self._is_lost(messages, tools, i, {"content": f"{content} {_QUESTION}"}, text):
+            said[i] = {"content": f"{content} {_mark(i)}"}
+        for i in self._unseen(messages, tools, said):
+            if self._is_lost(messages, tools, i, said[i], text):
                 raise RenderError(
                     f"{_at(where)}the chat template leaves out turn {i + 1} (role "
-                    f"{message['role']}). Use a role that it knows, or move the text into a user turn."
+                    f"{messages[i]['role']}). Use a role that it knows, or move the text into a user turn."
                 )
-        for i, message in enumerate(messages):
-            if message.get("tool_calls") and self._is_lost(
-                messages, tools, i, {"tool_calls": []}, text
-            ):
+        called = {
+            i: {"tool_calls": _renamed(message["tool_calls"], _mark(i))}
+            for i, message in enumerate(messages)
+            if message.get("tool_calls")
+        }
+        for i in self._unseen(messages, tools, called):
+            if self._is_lost(messages, tools, i, {"tool_calls": []}, text):
                 raise RenderError(
                     f"{_at(where)}the chat template leaves out the tool calls of turn {i + 1}. Write "
                     "them into the turn's text, or use a backbone trained with tools."
@@ -528,6 +616,19 @@ class ChatRenderer:
                 f"{_at(where)}the chat template leaves out the {len(tools)} tools. Describe them in "
                 "the system or first user turn, or use a backbone trained with tools."
             )
+
+    def _unseen(
+        self, messages: list[dict], tools: list[dict], changes: Mapping[int, dict]
+    ) -> list[int]:
+        """Turns whose mark does not show when all are marked at once: those that may be lost.
+
+        One rendering instead of one for each turn, which would be the square of a long rollout's time.
+        """
+        if len(changes) < 2:
+            return list(changes)
+        marked = [{**message, **changes.get(i, {})} for i, message in enumerate(messages)]
+        text = self._applies(marked, tools) or ""
+        return [i for i in changes if _mark(i) not in text]
 
     def _is_lost(
         self, messages: list[dict], tools: list[dict], i: int, change: dict, text: str
@@ -651,11 +752,18 @@ class ChatRenderer:
         if not response:
             return ()
         _check_reserved(response, where)
+        quoted = self._encoder.quote(response, self._encoder.found(response))
+        return self._behind(prompt.text, prompt.bare_ids, quoted, response)
+
+    def _behind(
+        self, prompt: str, prompt_ids: tuple[int, ...], quoted: str, response: str
+    ) -> tuple[int, ...]:
+        """Ids of `response`, whose control strings may be quoted, behind a prompt."""
         lead = "" if response[0].isspace() else self.glue
-        text = lead + self._encoder.quote(response, self._encoder.found(response))
-        together = self._encoder.encode(prompt.text + text)
-        n = len(prompt.bare_ids)
-        follows = together[:n] == prompt.bare_ids
+        text = lead + quoted
+        together = self._encoder.encode(prompt + text)
+        n = len(prompt_ids)
+        follows = together[:n] == prompt_ids
         if follows and self._text_of(together[n:]) in (lead + response, response):
             return together[n:]
         alone = self._encoder.encode_alone(text)
@@ -701,6 +809,21 @@ def _alias_of(alias: str, token: AddedToken) -> AddedToken:
         normalized=False,
         special=False,
     )
+
+
+def _mark(i: int) -> str:
+    """A word that stands nowhere else, for turn `i`."""
+    return f"{_QUESTION}{i}{_REPLY}"
+
+
+def _renamed(calls: Any, mark: str) -> Any:
+    """Tool calls (JSON-like) with `mark` behind every name."""
+    if isinstance(calls, Mapping):
+        return {
+            key: value + mark if key == "name" and isinstance(value, str) else _renamed(value, mark)
+            for key, value in calls.items()
+        }
+    return [_renamed(one, mark) for one in calls] if isinstance(calls, list | tuple) else calls
 
 
 def _map_strings(value: Any, change: Callable[[str], str]) -> Any:

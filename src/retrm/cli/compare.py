@@ -17,6 +17,7 @@ def compare(
     benchmark: Names = [],  # noqa: B006  (cyclopts copies it)
     baselines: bool = False,
     shown: int = 5,
+    threshold: float | None = None,
     output: OptionalOutput = None,
     seed: int = 0,
     json: bool = False,
@@ -29,18 +30,21 @@ def compare(
     scorers get wrong and bad ones right. Only benchmarks that all of them have are compared.
 
         retrm compare runs/eval-a runs/eval-b
-        retrm compare runs/eval/scores/rmb.elhsr.jsonl runs/eval/scores/rmb.retrm.jsonl
+        retrm compare runs/eval/scores/rmb.runs-elhsr.jsonl runs/eval/scores/rmb.longest.jsonl
 
     Parameters
     ----------
     sources
-        Folders of retrm eval, of which every scorer takes part, or single files of scores.
+        Folders of retrm eval, of which every scorer of the last run takes part, or single files of
+        scores, scores/BENCHMARK.SCORER.jsonl.
     benchmark
         Only these of the benchmarks that all have; several may follow.
     baselines
         Let the baselines of folders take part as well.
     shown
         Number of items to print with their texts; 0 = none.
+    threshold
+        That scores of steps are held against (process_bench, prm_bench), as for retrm eval.
     output
         Folder for comparison.json, which holds everything.
     seed
@@ -49,6 +53,7 @@ def compare(
         Print one JSON object on stdout.
     """
     from retrm.cli.comparison_tables import headline_tables, item_tables, scorer_tables
+    from retrm.cli.evaluate import check_threshold
     from retrm.evaluation.comparison import compare_headlines, compare_scorers
     from retrm.evaluation.item_analysis import analyse_items
     from retrm.files import check_writable, write_json
@@ -56,15 +61,17 @@ def compare(
     if output is not None:
         check_writable(output)
     groups = common_benchmarks(read_sources(sources, baselines=baselines), benchmark)
+    check_threshold(threshold, groups)
+    asked: Any = {"seed": seed, "threshold": threshold}
     compared, headlines, items = [], [], []
     for name, files in groups.items():
         texts = texts_of(sources, name)
         if len(files) == 2:
-            compared.append(compare_scorers(*files, seed=seed))
+            compared.append(compare_scorers(*files, **asked))
             made = scorer_tables(compared[-1], texts, shown)
         else:
-            headlines.append(compare_headlines(files, seed=seed))
-            items.append(analyse_items(files, seed=seed))
+            headlines.append(compare_headlines(files, **asked))
+            items.append(analyse_items(files, **asked))
             made = [*headline_tables(headlines[-1]), *item_tables(items[-1], texts, shown)]
         if not json:
             out.print(*made, sep="\n")
@@ -75,7 +82,7 @@ def compare(
     }
     if output is not None:
         write_json(output / "comparison.json", result)
-        err.print(f"everything in figures: {output / 'comparison.json'}")
+        err.print(f"everything in figures: {output / 'comparison.json'}", markup=False)
     if json:
         print_json(result)
 
@@ -120,8 +127,10 @@ def common_benchmarks(files: Sequence[Any], wanted: Sequence[str]) -> Mapping[st
     for name, some in taken.items():
         if len(some) < n_scorers:
             err.print(
-                f"[yellow]{name}: only {', '.join(file.scorer for file in some)} of {n_scorers} "
-                "scorers; left out[/]"
+                f"{name}: only {', '.join(file.scorer for file in some)} of {n_scorers} "
+                "scorers; left out",
+                style="yellow",
+                markup=False,
             )
     return {name: some for name, some in taken.items() if len(some) == n_scorers}
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from retrm.cli.console import table
 from retrm.evaluation.benchmarks.base import Item
-from retrm.evaluation.comparison import Headlines, ScorerComparison
+from retrm.evaluation.comparison import FEWEST_CLUSTERS, Headlines, ScorerComparison
 from retrm.evaluation.item_analysis import ItemAnalysis
 from retrm.reports.evaluation_words import figure_words
 from retrm.reports.words import NONE, number, p_value
@@ -17,6 +17,7 @@ from retrm.reports.words import NONE, number, p_value
 PROMPT_CHARACTERS = 300
 ANSWER_CHARACTERS = 400
 MOST_IN_MATRIX = 6
+OPEN_P = "so few do not show how much another draw would move it"
 
 
 def scorer_tables(found: ScorerComparison, texts: Mapping[str, Item], shown: int) -> list[Group]:
@@ -46,7 +47,13 @@ def _figure_table(found: ScorerComparison) -> Group:
         for one in found.figures
         if one.is_official
     ]
-    notes = ["visible = a true difference of this size is found four times in five"]
+    notes = [
+        "visible = a true difference of this size is found four times in five, with so many items"
+    ]
+    if any(one.p_value is None and one.difference is not None for one in found.figures):
+        notes.append(
+            f"no p and no visible difference from fewer than {FEWEST_CLUSTERS} prompts: {OPEN_P}"
+        )
     if found.n_overlong:
         notes.append(f"{found.n_overlong:,} items too long for one of them take no part")
     columns = ["", "n", *names, "A - B", "p", "visible"]
@@ -58,7 +65,10 @@ def _mcnemar_table(found: ScorerComparison) -> Group:
         [one.subset or "all", f"{one.n:,}", one.only_first, one.only_second, p_value(one.p_value)]
         for one in found.mcnemar
     ]
-    title = "items that only one of them gets right (equal scores are wrong); McNemar, exact"
+    title = (
+        "items that only one of them gets right (equal scores are wrong); McNemar, exact, takes "
+        "items as independent, the p above resamples prompts"
+    )
     return table(title, ["", "n", "only A", "only B", "p"], rows)
 
 
@@ -113,10 +123,14 @@ def headline_tables(found: Headlines) -> list[Group]:
     heading = (
         f"paired differences, {shown}; Holm = p for {len(found.differences)} comparisons at once"
     )
-    return [
+    made = [
         table(title, ["", "headline"], values),
         table(heading, ["", "difference", "p", "Holm"], rows),
     ]
+    if any(one.p_value is None for one in pairs):
+        note = f"no p from fewer than {FEWEST_CLUSTERS} prompts: {OPEN_P}"
+        made.append(Group(*_notes([note])))
+    return made
 
 
 def item_tables(found: ItemAnalysis, texts: Mapping[str, Item], shown: int) -> list[Group]:

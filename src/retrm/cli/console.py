@@ -125,7 +125,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         for column in zip(columns, *cells, strict=True)
     ]
     fits = sum(width + 3 for width in widths[1:]) + _FIRST_COLUMN <= out.width
-    made = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    made = Table(
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        show_header=any(columns),
+    )
     for i, column in enumerate(columns):
         made.add_column(
             column,

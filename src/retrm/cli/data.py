@@ -54,9 +54,8 @@ def validate(data: str, /, *, format: str = "auto", attribute: str | None = None
         out.print(f"[bold]{record.where}[/] as {parsed.format}")
         for answer, label in zip(parsed.answers[:4], parsed.labels, strict=False):
             prompt = " | ".join(f"{m.role}: {m.content}" for m in answer.prompt.messages)
-            out.print(
-                f"  {_short(prompt)}  =>  {_short(answer.response)}  [{label:g}]", markup=False
-            )
+            said = "no label" if math.isnan(label) else f"{label:g}"
+            out.print(f"  {_short(prompt)}  =>  {_short(answer.response)}  [{said}]", markup=False)
     made = load_table(data, format=format, attribute=attribute)
     out.print(f"valid: {len(made):,} answers, {len(made.candidate_sets()):,} prompts")
     out.print("only the last assistant turn is scored")

@@ -1,7 +1,7 @@
 """`retrm eval`: any scorer on the field's benchmarks, beside trivial baselines, with intervals."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +25,7 @@ def evaluate(
     baselines: Names = ["longest", "shortest", "random", "log_probability"],  # noqa: B006
     training_data: Names = [],  # noqa: B006
     limit: int | None = None,
+    threshold: float | None = None,
     mistakes: int = 10,
     own_family: Names = [],  # noqa: B006
     model: str | None = None,
@@ -58,14 +59,17 @@ def evaluate(
     output
         Folder for scores, figures and the report.
     scores
-        Files of scores that an earlier run wrote, or its folder: figures are computed from them, no
-        model is read.
+        Files of scores that an earlier run wrote, or its folder for those of the last run in it:
+        figures are computed from them, no model is read.
     baselines
         Put beside the scorers; log_probability is that of each backbone, from the same reading.
     training_data
         What the scorers were fitted on: its overlap with the benchmark is counted and reported.
     limit
         Only so many items of each subset, drawn with the seed: a first look, said in the report.
+    threshold
+        That scores of steps are held against (process_bench, prm_bench): by default 0, for raw scores;
+        0.5 for probabilities. Give it again with --scores and to retrm compare.
     mistakes
         So many of the largest wrong margins of each scorer are shown in the report, token by token
         where the scorer can (two readings each).
@@ -91,19 +95,30 @@ def evaluate(
     """
     from retrm.scorers.open import shown_spec
 
-    asked: Any = {"own_family": own_family, "mistakes": mistakes, "seed": seed}
+    asked: Any = {
+        "own_family": own_family,
+        "mistakes": mistakes,
+        "threshold": threshold,
+        "seed": seed,
+    }
     _check_request(scorers, benchmark, scores, output, overlong=overlong, mistakes=mistakes)
     if scores:
         texts, found = read_texts(scores), in_order(read_files(scores))
         known = {file.benchmark for file in found}
         texts = [data for data in texts if data.name in known]
+        check_threshold(threshold, known)
         contamination = _overlaps(training_data, texts)
         run = _measured(found, texts, contamination, **asked)
         run.facts = {
             "versions": {"retrm": __version__},
-            "options": {"scores": [str(path) for path in scores], "seed": seed},
+            "options": {
+                "scores": [str(path) for path in scores],
+                "threshold": threshold,
+                "seed": seed,
+            },
         }
     else:
+        check_threshold(threshold, benchmark)
         texts = read_benchmarks(benchmark, data, limit=limit, seed=seed)
         contamination = _overlaps(training_data, texts)
         with _opened(scorers, baselines, model, device, engine, workers, ray_address) as entrants:
@@ -118,6 +133,7 @@ def evaluate(
                 "baselines": baselines,
                 "training_data": training_data,
                 "limit": limit,
+                "threshold": threshold,
                 "own_family": own_family,
                 "model": model,
                 "overlong": overlong,
@@ -157,6 +173,7 @@ def _measured(
     *,
     own_family: Sequence[str],
     mistakes: int,
+    threshold: float | None,
     seed: int,
 ) -> _Run:
     """Tables of all benchmarks, and what else the scores tell."""
@@ -165,7 +182,12 @@ def _measured(
 
     groups = by_benchmark(files)
     tables = [
-        measure(some, seed=seed, met=contamination[name].ids if name in contamination else ())
+        measure(
+            some,
+            seed=seed,
+            met=contamination[name].ids if name in contamination else (),
+            threshold=threshold,
+        )
         for name, some in groups.items()
     ]
     by_name = {data.name: data for data in texts}
@@ -215,7 +237,8 @@ def _check_request(
         missing = "a scorer" if not scorers else "--benchmark NAME"
         raise RecipeError(
             f"got no {missing.removeprefix('a ')}; expected {missing}, for example: retrm eval "
-            "runs/elhsr --benchmark llmbar --data data -o runs/eval"
+            "runs/elhsr --benchmark llmbar --data data -o runs/eval. An option that takes several "
+            "names takes all that follow it, so name the scorers first"
         )
     for name in benchmarks:
         benchmark(name)
@@ -232,18 +255,64 @@ def _folder(output: Path | None) -> Path:
 
 
 def read_files(paths: Sequence[Path]) -> list[Any]:
-    """Files of scores; a folder stands for all that lie in it or in its `scores`."""
-    from retrm.errors import DataError
+    """Files of scores; a folder stands for those of its last run, and what is left out is said."""
+    from retrm.evaluation.last_run import files_of_run
     from retrm.evaluation.score_file import read_scores
 
     files = []
     for path in paths:
-        inside = path / "scores" if (path / "scores").is_dir() else path
-        found = sorted(inside.glob("*.jsonl")) if inside.is_dir() else [path]
-        if not found:
-            raise DataError(f"{path} holds no files of scores; expected *.jsonl of retrm eval")
+        if not path.is_dir():
+            _check_there(path)
+            files.append(read_scores(path))
+            continue
+        found, earlier = files_of_run(path)
+        if earlier:
+            names = ", ".join(file.name for file in earlier)
+            err.print(
+                f"{path}: left out, since they are not of the last run: {names}",
+                style="yellow",
+                markup=False,
+            )
         files += [read_scores(file) for file in found]
     return _without_copies(files)
+
+
+def _check_there(path: Path) -> None:
+    """Refuse a path without a file, and offer the nearest there is.
+
+    Raises:
+        DataError: there is none.
+    """
+    from retrm.errors import DataError, did_you_mean
+
+    if path.is_file():
+        return
+    there = (
+        sorted(file.name for file in path.parent.glob("*.jsonl")) if path.parent.is_dir() else []
+    )
+    raise DataError(
+        f"{path} does not exist; expected a folder of retrm eval or one of its files of scores, "
+        f"scores/BENCHMARK.SCORER.jsonl. {did_you_mean(path.name, there) if there else ''}".rstrip()
+    )
+
+
+def check_threshold(threshold: float | None, names: Iterable[str]) -> None:
+    """Refuse a threshold that no benchmark would take.
+
+    Raises:
+        RecipeError: none of them holds scores against a number, or it is not finite.
+    """
+    from retrm.errors import RecipeError
+    from retrm.evaluation.benchmarks import benchmark, has_threshold
+
+    if threshold is None:
+        return
+    rules = [benchmark(name, threshold=threshold) for name in names]
+    if not any(has_threshold(rule) for rule in rules):
+        raise RecipeError(
+            f"got --threshold {threshold:g}, but {', '.join(rule.title for rule in rules)} holds scores "
+            "against no number; expected process_bench or prm_bench. Leave it out"
+        )
 
 
 def _without_copies(files: Sequence[Any]) -> list[Any]:
@@ -298,6 +367,7 @@ def read_benchmarks(
     """The items of each benchmark, told what was read."""
     from retrm.evaluation.benchmarks import benchmark
     from retrm.evaluation.benchmarks.source import open_source, places_of
+    from retrm.evaluation.run import distinct_answers
 
     places = places_of(data, names)
     texts = []
@@ -309,9 +379,16 @@ def read_benchmarks(
             read = read.some(limit, seed=seed)
         texts.append(read)
         answers = sum(len(item.answers) for item in read.items)
-        err.print(f"{rule.title}: {len(read.items):,} items, {answers:,} answers")
+        different = len(distinct_answers([read]))
+        equal = f", {different:,} of them different: equal ones are scored once"
+        err.print(
+            f"{rule.title}: {len(read.items):,} items, {answers:,} answers"
+            f"{equal if different < answers else ''}; from {source.name}",
+            markup=False,
+        )
         for reason, number in read.excluded.items():
-            err.print(f"[yellow]{number:,} left out: {reason}[/]")
+            said = f"{rule.title}: {number:,} left out: {reason}"
+            err.print(said, style="yellow", markup=False)
     return texts
 
 
@@ -336,7 +413,7 @@ def _overlaps(training: Sequence[str], texts: Sequence[Any]) -> dict[str, Any]:
     found = {data.name: overlap(known, data) for data in texts}
     for name, one in found.items():
         if one.n_items:
-            err.print(f"[yellow]{name}: {one.in_words}[/]")
+            err.print(f"{name}: {one.in_words}", style="yellow", markup=False)
     return found
 
 
@@ -434,4 +511,4 @@ def _finish(run: _Run, output: Path | None, *, json: bool) -> None:
     for table in run.tables:
         out.print(*benchmark_tables(table, run.contamination.get(table.name)), sep="\n")
     if output is not None:
-        err.print(f"scores, figures and report.html: {output}")
+        err.print(f"scores, figures and report.html: {output}", markup=False)

@@ -1,5 +1,7 @@
 """`retrm fit`: a reward model in a folder."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,15 @@ from retrm.cli.console import err, out, print_json, reading_progress
 from retrm.cli.estimates import print_fit_estimate
 from retrm.cli.options import Output
 from retrm.cli.settings import read_settings
-from retrm.errors import RecipeError, StoreError
+from retrm.errors import (
+    ArtifactError,
+    FitError,
+    LabelError,
+    OutputError,
+    RecipeError,
+    StoreError,
+)
+from retrm.records import check_overlong
 
 
 def fit(
@@ -59,9 +69,11 @@ def fit(
     model
         The frozen language model: smollm2-135m, a hub id, a local folder or a GGUF file.
     output
-        Folder for the reward model; with several methods, one folder below it for each.
+        Folder for the reward model; with several methods, one folder below it for each. A reward
+        model that is there is replaced by one of the same method only.
     method
-        last_token, retrm, harp, elhsr or retrm_elhsr; may be given several times.
+        last_token (taken if none is given), retrm, harp, elhsr or retrm_elhsr; may be given several
+        times.
     layers
         Override: last, all, last4, or numbers such as 8,16,24 (0 = embedding output).
     point
@@ -113,17 +125,9 @@ def fit(
     json
         Print one JSON object on stdout.
     """
-    from retrm.backbone.remote import open_backbone
-    from retrm.data.load import load_table
-    from retrm.engines.base import open_engine
-    from retrm.evaluation.held_out import measure
-    from retrm.fitting.estimate import estimate_fit
-    from retrm.fitting.fit import check_methods, check_table, check_test_fraction, recipes_of
-    from retrm.fitting.fit import fit as fit_methods
-    from retrm.heads.artifact import check_target
     from retrm.methods import method as preset
-    from retrm.store.shards import ShardSink, delete_store
 
+    check_overlong(overlong)
     settings = read_settings(config, ("recipe", "gradient"))
     overrides = {
         key: value
@@ -148,11 +152,23 @@ def fit(
         )
         for name in names
     ]
+    # What it takes to fit is loaded in twice the time that a misspelt method is found in.
+    from retrm.backbone.remote import open_backbone
+    from retrm.data.load import load_table
+    from retrm.engines.base import open_engine
+    from retrm.evaluation.held_out import measure
+    from retrm.fitting.estimate import estimate_fit
+    from retrm.fitting.fit import check_methods, check_rows, check_test_fraction, recipes_of
+    from retrm.fitting.fit import fit as fit_methods
+    from retrm.heads.artifact import check_target
+    from retrm.store.shards import ShardSink, delete_store
+
     check_methods(methods)
     check_test_fraction(test_fraction)
     folders = [output] if len(names) == 1 else [output / name for name in names]
-    for folder in folders:
+    for folder, name in zip(folders, names, strict=True):
         check_target(folder)
+        _check_method(folder, name)
     table = load_table(
         data,
         format=format,
@@ -160,7 +176,9 @@ def fit(
         strength_sign=strength_sign,  # type: ignore[arg-type]
         empty=empty,  # type: ignore[arg-type]
     )
-    check_table(methods, table, label_threshold=label_threshold)
+    check_rows(
+        *(table, methods), test_fraction=test_fraction, seed=seed, label_threshold=label_threshold
+    )
     with open_engine(engine, workers=workers, address=ray_address, device=device) as where:
         backbone = open_backbone(
             model,
@@ -184,7 +202,7 @@ def fit(
             )
             print_fit_estimate(estimate, json=json)
             return
-        with reading_progress("reading") as on_progress:
+        with reading_progress("reading") as on_progress, _kept_features(store):
             fits = fit_methods(
                 table,
                 backbone,
@@ -214,6 +232,36 @@ def fit(
             delete_store(store)
         except (OSError, StoreError) as error:  # the reward models are whole
             err.print(f"the features could not be deleted: {error}", style="yellow", markup=False)
+
+
+def _check_method(folder: Path, name: str) -> None:
+    """Refuse to replace a reward model by one of another method; a damaged one may be replaced."""
+    from retrm.heads.artifact import load_artifact
+
+    try:
+        there = load_artifact(folder).method
+    except ArtifactError:
+        return
+    if there != name:
+        raise OutputError(
+            f"{folder} holds a reward model made by {there}, and {name} was asked for; expected a "
+            f"folder without one, or --method {there}, which replaces it. Choose another --output"
+        )
+
+
+@contextlib.contextmanager
+def _kept_features(store: Path) -> Iterator[None]:
+    """After a refusal, say what the reading leaves behind; the message itself follows."""
+    try:
+        yield
+    except (FitError, LabelError):
+        if store.is_dir():
+            err.print(
+                f"what was read is kept in {store}: a fit with the same recipes goes on from there. "
+                "Delete that folder if you do not want it",
+                markup=False,
+            )
+        raise
 
 
 def _report(

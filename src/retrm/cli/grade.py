@@ -32,7 +32,8 @@ def grade(
     Graders: numeric (last number), choice (last named option), exact (normalised text, after the
     last "Answer:"), math (symbolic equivalence by math-verify). The record's own `grader` is used
     unless one is given. Candidates marked as pruned are parts of answers: they get no label and are
-    counted.
+    counted. The table has a row for each `kind` that the records name, else one for all; mixed prompts
+    have right and wrong answers.
 
     Programs are graded by --tests, which RUNS the code of the answers on this machine, each in a
     process with limits, without network and with read-only files where the kernel allows it. That is
@@ -72,10 +73,17 @@ def grade(
         print_json(dict(counts))
         return
     rows = [
-        [kind, p, a, f"{right / a:.3f}" if a else "–", f"{mixed / p:.3f}"]
+        [kind, p, f"{mixed:,}", f"{a:,}", f"{right / a:.3f}" if a else "–"]
         for kind, (p, a, right, mixed) in sorted(by_kind.items())
     ]
-    err.print(table("graded", ["kind", "prompts", "answers", "right", "mixed prompts"], rows))
+    columns = [
+        "kind of question",
+        "prompts",
+        "mixed prompts",
+        "answers with a label",
+        "share right",
+    ]
+    err.print(table("graded", columns, rows))
     err.print(", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in counts.items()))
 
 

@@ -34,7 +34,31 @@ def inspect(
     elif _is_store(Path(target)):
         _inspect_store(Path(target), plot, verify, json)
     else:
+        _check_folder(Path(target))
         _inspect_model(target, plot, json)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse other folders of retrm, which are no models, with what can be inspected in them."""
+    from retrm.errors import ArtifactError
+
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return
+    places = ("*", "*/*")
+    inside = [path.parent for place in places for path in folder.glob(f"{place}/reward_model.json")]
+    inside += [path for path in folder.glob("*") if path.is_dir() and _is_store(path)]
+    pages = {"eval": folder / "report.html", "audit": folder / "audit.html"}
+    wrote = [verb for verb, page in pages.items() if page.is_file()]
+    expected = "expected a model, a reward model, or features that retrm fit kept"
+    if inside:
+        names = ", ".join(map(str, sorted(inside)))
+        raise ArtifactError(
+            f"{folder} is none itself, {len(inside)} lie below it; {expected}. Name one of them: {names}"
+        )
+    if wrote:
+        raise ArtifactError(
+            f"{folder} holds what retrm {wrote[0]} found; {expected}. See {pages[wrote[0]]}"
+        )
 
 
 # ---------------------------------------------------------------------- model
@@ -208,7 +232,7 @@ def _inspect_reward_model(folder: Path, plot: Path | None, as_json: bool) -> Non
 def _reward_model_in_words(manifest: Mapping[str, Any], artifact: Any) -> list[tuple[str, str]]:
     recipe, head, backbone = manifest["recipe"], manifest["head"], manifest["backbone"]
     end = "counted" if recipe["counts_end"] else "not counted"
-    options = ", ".join(f"{k} {v}" for k, v in head["options"].items())
+    options = ", ".join(f"{k} {_value(v)}" for k, v in head["options"].items())
     prints = ", ".join(f"{k} {v[:8]}" for k, v in backbone["fingerprint"].items())
     return [
         ("method", manifest["method"]),
@@ -229,7 +253,7 @@ def _reward_model_in_words(manifest: Mapping[str, Any], artifact: Any) -> list[t
         ("loss", manifest["loss"]),
         *(
             (f"fitted: {name.replace('_', ' ')}", _value(value))
-            for name, value in manifest["fitted"].items()
+            for name, value in _without_epochs(manifest["fitted"]).items()
         ),
         ("self-test", f"{len(artifact.selftest)} answers, replayed on load"),
         ("versions", ", ".join(f"{k} {v}" for k, v in manifest["versions"].items() if v)),
@@ -244,12 +268,26 @@ def _subspaces(recipe: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     return "; ".join([recipe["subspace"], *parts])
 
 
+def _without_epochs(fitted: Mapping[str, Any]) -> dict[str, Any]:
+    """The account of a fit, the list of its epochs as the number of them and the one that was kept."""
+    epochs, kept = fitted.get("epochs"), fitted.get("kept_epoch")
+    if not isinstance(epochs, list):
+        return dict(fitted)
+    at = [epoch for epoch in epochs if isinstance(epoch, Mapping) and epoch.get("number") == kept]
+    shown = {"epochs": len(epochs), "kept_epoch": at[0] if at else kept}
+    return {**fitted, **{name: value for name, value in shown.items() if name in fitted}}
+
+
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{k} {_value(v)}" for k, v in value.items()) or "none"
+        return ", ".join(f"{k.replace('_', ' ')} {_value(v)}" for k, v in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(_value(v) for v in value) or "none"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _print_metrics(metrics: Mapping[str, Any]) -> None:
@@ -275,9 +313,10 @@ def _print_metrics(metrics: Mapping[str, Any]) -> None:
 
 def _interval(found: Mapping[str, float] | None) -> str:
     from retrm.metrics import format_interval
+    from retrm.reports.words import NONE
 
     if found is None:
-        return ""
+        return NONE
     return format_interval(found["value"], found["low"], found["high"])
 
 

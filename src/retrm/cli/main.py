@@ -19,6 +19,7 @@ from retrm.cli.inspect import inspect
 from retrm.cli.sample import sample
 from retrm.cli.score import score
 from retrm.cli.select import select
+from retrm.cli.serve import serve
 from retrm.errors import RetrmError
 
 app = App(
@@ -40,7 +41,7 @@ app = App(
 )
 
 # In the order in which a newcomer meets them; modules of verbs import nothing heavy.
-for verb in (sample, grade, fit, score, select, inspect, audit, doctor, export):
+for verb in (sample, grade, fit, score, select, serve, inspect, audit, doctor, export):
     app.command(verb)
 app.command(evaluate, name="eval")
 app.command(compare)

@@ -40,12 +40,14 @@ def sample(
     engine: str = "local",
     workers: int | None = None,
     ray_address: str | None = None,
+    overwrite: bool = False,
     json: bool = False,
 ) -> None:
     """Draw n answers to each question; one line a question, with everything retrm grade needs.
 
     Finished questions are written as they come to OUTPUT.part; the same command goes on there after
-    a kill. The output takes its name when it is whole.
+    a kill. The output takes its name when it is whole. A file of that name is not replaced, for it may
+    have been graded since.
 
     Parameters
     ----------
@@ -94,6 +96,8 @@ def sample(
         Backbones of engine ray; by default one a GPU, or without GPUs one a machine.
     ray_address
         Of a running cluster, or auto; by default RAY_ADDRESS, else this machine alone.
+    overwrite
+        Replace OUTPUT if it is there, once the new answers are whole.
     json
         Print a summary as one JSON object on stdout.
     """
@@ -102,13 +106,14 @@ def sample(
 
     _check_engine(engine, score, endpoint)
     rule = _prune_rule(prune, score, endpoint)
+    if endpoint is None:
+        _check_options(n, temperature, top_p, top_k, max_new_tokens, seed, batch_size, rule)
     _check_prunes(rule, n, max_new_tokens)
     if endpoint is not None and top_k:
         raise RecipeError(
             "--top-k is not part of the OpenAI protocol; leave it out with --endpoint"
         )
-    if output.is_dir():
-        raise OutputError(f"{output} is a folder; expected a file name for the answers")
+    _check_output(output, overwrite=overwrite)
     questions = read_problems(problems, limit=limit)
     settings = {
         "model": model,
@@ -177,6 +182,35 @@ def _draw(
     return sample_local(
         backbone, prompts, **options, top_k=settings["top_k"], batch_size=batch_size
     )
+
+
+def _check_output(output: Path, *, overwrite: bool) -> None:
+    """Refuse to lose answers that are there, with the labels that they may have got since."""
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; expected a file name for the answers")
+    if not overwrite and output.is_file() and output.stat().st_size:
+        raise OutputError(
+            f"{output} is there already; expected a new name, since its answers, and their labels if "
+            "they were graded, would be lost. Choose another --output, or add --overwrite"
+        )
+
+
+def _check_options(
+    n: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int,
+    rule: Any,
+) -> None:
+    """Refuse what a local model would refuse, before it is loaded."""
+    from retrm.backbone.sample_options import SampleOptions
+
+    options = SampleOptions(n, temperature, top_p, top_k, max_new_tokens, seed, batch_size)
+    if rule is not None:
+        options.check_prune()
 
 
 def _check_engine(engine: str, score: Path | None, endpoint: str | None) -> None:

@@ -25,6 +25,7 @@ def score(
     output: OptionalOutput = None,
     model: str | None = None,
     format: str = "auto",
+    empty: str = "error",
     overlong: str = "error",
     device: str = "cpu",
     engine: str = "local",
@@ -51,6 +52,9 @@ def score(
         Backbone of log_probability, or where the backbone of the folder lies now.
     format
         Record format, if the columns fit several.
+    empty
+        Records with an empty answer: error, or drop (not scored: the row keeps its place, with score
+        null, and is counted).
     overlong
         Answers beyond the context: error, truncate_left or skip (score null, counted).
     device
@@ -67,28 +71,32 @@ def score(
     json
         Print a summary as one JSON object on stdout; needs an output file, or --dry-run.
     """
-    from retrm.data.load import iter_parsed
+    from retrm.data.load import check_empty, iter_parsed, iter_with_empty
     from retrm.engines.base import open_engine
     from retrm.errors import RecipeError
     from retrm.records import check_overlong
-    from retrm.scorers.estimate import estimate_scoring
-    from retrm.scorers.open import open_scorer
 
     check_overlong(overlong)
+    check_empty(empty)
     if json and output is None and not dry_run:
         raise RecipeError(
             "--json prints a summary on stdout, where the rows would go; add --output"
         )
-    rows = iter_parsed(data, format=format)
+    rows = (
+        iter_with_empty(data, format=format)
+        if empty == "drop"
+        else iter_parsed(data, format=format)
+    )
     first = next(rows, None)  # mistakes in the file surface before a model is loaded
-    counts = {"rows": 0, "answers": 0, "skipped": 0}
+    from retrm.scorers.estimate import estimate_scoring
+    from retrm.scorers.open import open_scorer
+
+    counts = {"rows": 0, "answers": 0, "skipped": 0, **({"empty": 0} if empty == "drop" else {})}
     with open_engine(engine, workers=workers, address=ray_address, device=device) as where:
         made = open_scorer(scorer, model=model, device=device, engine=where)
         if dry_run:
             parts = _chunks(first, rows)
-            answers = (
-                [answer for _, parsed in part for answer in parsed.answers] for part in parts
-            )
+            answers = (_answers(part) for part in parts)
             print_score_estimate(estimate_scoring(made, answers, overlong=overlong), json=json)
             return
         with _target(output) as write, progress("scoring") as report:
@@ -96,6 +104,8 @@ def score(
                 counts["answers"] += len(scores)
                 counts["skipped"] += int(np.isnan(scores).sum())
                 counts["rows"] += len(chunk)
+                if empty == "drop":
+                    counts["empty"] += sum(parsed is None for _, parsed in chunk)
                 for row in _rows(chunk, scores):
                     write(row)
                 report(counts["rows"], counts["rows"], f"{counts['answers']:,} answers")
@@ -114,15 +124,23 @@ def _scored(
     def answers() -> Iterator[list[Any]]:
         for chunk in chunks:
             begun.append(chunk)
-            yield [answer for _, parsed in chunk for answer in parsed.answers]
+            yield _answers(chunk)
 
     for scores in _score_chunks(scorer, answers(), overlong):
         yield begun.popleft(), scores
 
 
+def _answers(chunk: list[Any]) -> list[Any]:
+    """Of all records but those that were dropped for an empty answer."""
+    return [answer for _, parsed in chunk if parsed is not None for answer in parsed.answers]
+
+
 def _rows(chunk: list[Any], scores: np.ndarray) -> Iterator[dict[str, Any]]:
     start = 0
     for record, parsed in chunk:
+        if parsed is None:
+            yield {**record.fields, "score": None}
+            continue
         stop = start + len(parsed.answers)
         value = parsed.score_value(scores[start:stop].tolist())
         yield {**record.fields, "score": _null_for_nan(value)}
@@ -141,13 +159,14 @@ def _chunks(first: Any, rest: Iterator[Any]) -> Iterator[list[Any]]:
     if first is None:
         return
     chunk = [first]
-    n_answers = len(first[1].answers)
+    n_answers = len(_answers(chunk))
     for item in rest:
-        if n_answers >= ROWS_PER_CHUNK:
+        # Rows without answers count as well, or a chunk could grow without end.
+        if max(n_answers, len(chunk)) >= ROWS_PER_CHUNK:
             yield chunk
             chunk, n_answers = [], 0
         chunk.append(item)
-        n_answers += len(item[1].answers)
+        n_answers += len(_answers([item]))
     yield chunk
 
 

@@ -3,7 +3,7 @@
 import json as json_module
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from retrm.cli.console import err, print_json, table
 from retrm.cli.options import OptionalOutput
@@ -60,8 +60,8 @@ def select(
 
     from retrm.data.load import load_table
     from retrm.errors import DataError, RecipeError, did_you_mean
-    from retrm.scorers.open import open_scorer
     from retrm.selection import RULES, apply
+    from retrm.selection.vote import Weights
 
     if rule not in RULES:
         raise RecipeError(f"unknown rule {rule!r}. {did_you_mean(rule, RULES)}")
@@ -70,6 +70,12 @@ def select(
         raise RecipeError(f"the rule {rule} needs a scorer, got none")
     if "other" in spec.needs and other is None:
         raise RecipeError(f"the rule {rule} combines two scorers; add --other SCORER")
+    if weights not in (known := get_args(Weights)):
+        raise RecipeError(
+            f"got weights={weights!r}; expected {' or '.join(known)}. {did_you_mean(weights, known)}"
+        )
+    from retrm.scorers.open import open_scorer
+
     whole = load_table(rollouts)
     # A pruned candidate is part of an answer: it is no choice, whatever score it would get.
     places = [row for row, answer in enumerate(whole.answers) if not answer.pruned]

@@ -124,12 +124,18 @@ def _benchmark_table(found: BenchmarkTable, title: str, *, is_official: bool) ->
     lines = []
     for rows in groups:
         name = figure_title(rows[0]) + (" ◀" if rows[0].is_headline else "")
-        ties = max(row.n_ties for row in rows if row.kind == rows[0].kind)
+        ties = _from_to([row.n_ties for row in rows if row.kind == rows[0].kind])
         # Several scorers stand side by side only if their intervals stand below.
         is_stacked = sum(row.kind == "scorer" for row in rows) > 1
         cells = [_benchmark_cell(row, is_stacked=is_stacked) for row in rows]
         lines.append([name, f"{rows[0].n:,}", number(rows[0].chance), *cells, ties])
     return table(title, columns, lines)
+
+
+def _from_to(numbers: Sequence[int]) -> str:
+    """One number, or the smallest and the largest where scorers differ."""
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _benchmark_cell(row: FigureRow, *, is_stacked: bool) -> str:

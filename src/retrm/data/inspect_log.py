@@ -19,7 +19,12 @@ from retrm.records import Answer
 
 
 def parse_inspect(record: Record, options: Options) -> Parsed:
-    """One sample of one epoch."""
+    """One sample of one epoch.
+
+    Raises:
+        FormatError: it is not told whose score is meant, or the one named has none.
+        DataError, LabelError: the sample ended in an error, or a value is of another kind.
+    """
     fields, where = record.fields, record.where
     if fields.get("error"):
         raise DataError(

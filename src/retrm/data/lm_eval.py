@@ -31,7 +31,12 @@ _RENDERED = re.compile(
 
 
 def parse_lm_eval(record: Record, options: Options) -> Parsed:
-    """All answers to one document."""
+    """All answers to one document.
+
+    Raises:
+        FormatError: it is not told which metric and filter are meant, or there is no such metric.
+        DataError, LabelError: a value is of another kind.
+    """
     fields, where = record.fields, record.where
     metric, wanted = _metric_and_filter(options.attribute)
     found = fields.get("filter")

@@ -40,11 +40,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
-from retrm.data.formats import FORMATS, detect, parse
+from retrm.data.detect import detect, parse
+from retrm.data.formats import FORMATS
 from retrm.data.parsed import Options, Parsed, Sign
 from retrm.data.read import Record, read_records
 from retrm.data.values import EmptyAnswerError
@@ -76,7 +77,36 @@ def iter_parsed(
         FormatError: no format fits, several do, or a record is in another format than the first.
     """
     options = _options(format, attribute, strength_sign)
-    return _parse_all(read_records(source, limit=limit), format, options)
+    # None stands for dropped records, and none is dropped here.
+    return cast(
+        Iterator[tuple[Record, Parsed]],
+        _parse_all(read_records(source, limit=limit), format, options),
+    )
+
+
+def iter_with_empty(
+    source: str | Path, *, format: str = "auto"
+) -> Iterator[tuple[Record, Parsed | None]]:
+    """As `iter_parsed`, but a record that holds an empty answer comes with None, for its place to be kept.
+
+    Args:
+        source: a file or ``hub:owner/name[:split][:config]``.
+        format: a name of `FORMATS`, or ``auto``.
+
+    Raises:
+        DataError, FormatError: as `iter_parsed`.
+    """
+    return _parse_all(read_records(source), format, _options(format, None, None), empty="drop")
+
+
+def check_empty(empty: str) -> None:
+    """Refuse an unknown policy for empty answers.
+
+    Raises:
+        DataError: neither error nor drop.
+    """
+    if empty not in ("error", "drop"):
+        raise DataError(f"got empty={empty!r}; expected 'error' or 'drop'")
 
 
 def load_table(
@@ -121,15 +151,16 @@ def build_table(
     name: str = "records",
 ) -> AnswerTable:
     """`load_table` for records that are already at hand; `name` stands in messages."""
-    if empty not in ("error", "drop"):
-        raise DataError(f"got empty={empty!r}; expected 'error' or 'drop'")
+    check_empty(empty)
     counts: Counter[str] = Counter(records=0)
     options = _options(format, attribute, strength_sign)
     builder = _Builder(counts)
-    for _, parsed in _parse_all(records, format, options, empty=empty, counts=counts):
+    for _, parsed in _parse_all(records, format, options, empty=empty):
         counts["records"] += 1
-        builder.add(parsed)
-    counts["records"] += counts["dropped_empty"]
+        if parsed is None:
+            counts["dropped_empty"] += 1
+        else:
+            builder.add(parsed)
     if counts["records"] == 0:
         raise DataError(f"{name} has no records; expected at least one. Check how it was written")
     return builder.table()
@@ -154,9 +185,8 @@ def _parse_all(
     options: Options,
     *,
     empty: Empty = "error",
-    counts: Counter[str] | None = None,
-) -> Iterator[tuple[Record, Parsed]]:
-    """Records with what they say. All must be in one format; dropped ones go to `counts`."""
+) -> Iterator[tuple[Record, Parsed | None]]:
+    """Records with what they say, None = dropped for an empty answer. All must be in one format."""
     detector = _Detector(format, options)
     prompts = _PromptIds()
     for record in records:
@@ -164,9 +194,9 @@ def _parse_all(
         try:
             parsed = parse(record, name, options)
         except EmptyAnswerError:
-            if empty == "error" or counts is None:
+            if empty == "error":
                 raise
-            counts["dropped_empty"] += 1
+            yield record, None
             continue
         yield record, prompts.check(parsed)
 

@@ -124,7 +124,7 @@ def read_answer(value: Any, where: str, column: str) -> str:
         raise EmptyAnswerError(
             f"{where}: `{column}` is an empty answer; expected text, for an empty answer cannot be "
             "scored. Leave the record out of the file, or read with empty='drop' to set such records "
-            "aside and count them"
+            "aside and count them (retrm fit, score and audit: --empty drop)"
         )
     return text
 

@@ -26,7 +26,11 @@ def spans(backbone: Backbone, fitted: Fitted) -> Check:
 
 
 def beginning(backbone: Backbone, fitted: Fitted) -> Check:
-    """A beginning-of-sequence token stands in front once, if the tokenizer has one."""
+    """A beginning-of-sequence token stands in front once, if the tokenizer has one.
+
+    Raises:
+        DoesNotApplyError: neither tokenizer nor template has such a token.
+    """
     tokenizer = getattr(backbone.renderer, "tokenizer", None)
     doubled = sum(item.ids[0] == item.ids[1] for item in fitted.rendered)
     if tokenizer is None:
@@ -44,7 +48,11 @@ def beginning(backbone: Backbone, fitted: Fitted) -> Check:
 
 
 def end_token(backbone: Backbone, fitted: Fitted) -> Check:
-    """The end-of-turn token is judged exactly when `counts_end` says so."""
+    """The end-of-turn token is judged exactly when `counts_end` says so.
+
+    Raises:
+        DoesNotApplyError: the renderer knows none.
+    """
     renderer = backbone.renderer
     ends = getattr(renderer, "end_ids", None)
     if not ends:

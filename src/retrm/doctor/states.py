@@ -25,7 +25,11 @@ def laid_out(backbone: Backbone, rendered: Sequence[Rendered], *, left: bool = F
 
 
 def read_states(backbone: Backbone, batch: TokenBatch, wanted: Sequence[State]) -> list[States]:
-    """Per answer of `batch` the states of its span, float32 on the CPU."""
+    """Per answer of `batch` the states of its span, float32 on the CPU.
+
+    Raises:
+        ValueError: the backbone shows states of another shape than the batch; a fault of the backbone.
+    """
     found: list[dict[State, Tensor]] = [{} for _ in batch.answers]
 
     def keep(layer: int, point: StatePoint, states: Tensor) -> None:

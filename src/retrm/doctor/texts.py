@@ -81,7 +81,11 @@ def fit_texts(backbone: Backbone, n_prompts: int) -> Fitted:
 
 
 def check_number(n_prompts: int) -> None:
-    """Refuse another number of texts than there can be."""
+    """Refuse another number of texts than there can be.
+
+    Raises:
+        DataError: it is not 2 to `MAX_PROMPTS`.
+    """
     if not 2 <= n_prompts <= MAX_PROMPTS:
         raise DataError(f"got n_prompts = {n_prompts}; expected 2 to {MAX_PROMPTS}")
 

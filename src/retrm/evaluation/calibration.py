@@ -10,6 +10,8 @@ Equal scores are one half in both. T is fitted by log loss on one half of the cl
 the other, both ways, so no pair is judged by a T that has seen it; T = 1 stands before. A pair that is turned
 round has the probability 1 - P, so this is the calibration of both orders together, and the figures
 are those of `metrics.brier` and `metrics.expected_calibration_error` (with twice the bins) on them.
+Where halves are too small for a temperature, or none is finite or above 0, `no_temperature` says so and
+the figures behind it are not to be read: an ECE of 0 is then that of no opinion at all.
 Source: Guo et al. 2017, arXiv 1706.04599 (temperature, ECE in equal bins).
 """
 
@@ -34,6 +36,8 @@ from retrm.metrics import (
 from retrm.metrics.kernels import sigmoid
 
 N_BINS = 10
+FEWEST_CLUSTERS = 20
+"""Prompts with pairs below which half of them fix no temperature."""
 # Steeper than this, in 1 / typical margin, a probability is 0 or 1 for every purpose.
 _STEEPEST = 1e3
 
@@ -88,6 +92,7 @@ class Calibration:
         n_pairs: pairs, at most `MOST_PAIRS` of an item.
         n_clusters: that intervals resample.
         n_ties: pairs of equal scores.
+        no_temperature: why `after` says nothing, "" where it does.
     """
 
     benchmark: str
@@ -98,6 +103,7 @@ class Calibration:
     n_pairs: int
     n_clusters: int
     n_ties: int
+    no_temperature: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -134,7 +140,23 @@ def calibration(
         n_pairs=len(half),
         n_clusters=len(resamples.prompts),
         n_ties=int((pairs.margins == 0).sum()),
+        no_temperature=_why_none(len(resamples.prompts), slopes, pairs.margins, half),
     )
+
+
+def _why_none(
+    n_clusters: int, slopes: Sequence[float], margins: np.ndarray, half: np.ndarray
+) -> str:
+    """Why no temperature can be trusted; "" where one can."""
+    if n_clusters < FEWEST_CLUSTERS:
+        return f"{n_clusters} prompts with pairs are too few for one, it takes {FEWEST_CLUSTERS}"
+    n_flat = sum(slope == 0 for slope in slopes)
+    if n_flat:
+        where = "both halves" if n_flat == 2 else "one half"
+        return f"in {where} of the prompts the margins tell nothing, or the opposite"
+    if any(margins[half == h].min() >= 0 for h in (0, 1)):
+        return "in one half of the prompts no pair is lost, so none is steep enough"
+    return ""
 
 
 def inverse_temperature(margins: Sequence[float]) -> float:

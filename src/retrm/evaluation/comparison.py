@@ -36,6 +36,8 @@ from retrm.metrics import (
 )
 
 POWER_ERRORS = 1.959964 + 0.841621  # z of .975 and of .8
+FEWEST_CLUSTERS = 10
+"""Prompts behind a figure below which its resamples are too few for a p-value or a standard error."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,11 @@ class PairedFigure:
         first: of the first scorer; None where the figure is undefined for it.
         second: of the second.
         difference: first - second, paired; None where either is undefined.
-        p_value: two-sided, by bootstrap; None as the difference.
+        p_value: two-sided, by bootstrap; None as the difference, and with fewer than
+            `FEWEST_CLUSTERS` prompts.
         smallest_visible: the true difference that would be found four times in five; None where the
-            standard error is unknown: with a single prompt, or where all resamples agree.
+            standard error is unknown: with fewer than `FEWEST_CLUSTERS` prompts, or where all
+            resamples agree.
         n: items behind it.
         is_headline: the benchmark's first figure.
         is_official: by the authors' rule.
@@ -155,6 +159,7 @@ def compare_scorers(
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
     n_shown: int = 20,
+    threshold: float | None = None,
 ) -> ScorerComparison:
     """Put two scorers beside each other on the items that both judged.
 
@@ -164,6 +169,7 @@ def compare_scorers(
         n_resamples: of the intervals.
         seed: of the intervals.
         n_shown: number of disagreements to list.
+        threshold: of benchmarks that judge steps; None = their own, 0 for raw scores.
 
     Raises:
         DataError: other benchmarks, other items, or the same file twice.
@@ -173,10 +179,12 @@ def compare_scorers(
             f"got {first.scorer} twice on {first.benchmark}; expected two scorers to compare"
         )
     kept, n_overlong = common_items([first, second])
-    rule = benchmark(first.benchmark)
+    rule = benchmark(first.benchmark, threshold=threshold)
     sides = [file.take(kept) for file in (first, second)]
     resamples = resamples_of(sides[0], n_resamples=n_resamples, seed=seed)
-    paired = _figures(rule.figures(sides[0]), rule.figures(sides[1]), resamples)
+    paired = _figures(
+        rule.figures(sides[0]), rule.figures(sides[1]), resamples, _clusters_of_subsets(sides[0])
+    )
     pairs = [preferences_of(rule, items, most=MOST_PAIRS, seed=seed) for items in sides]
     return ScorerComparison(
         benchmark=rule.name,
@@ -201,15 +209,15 @@ class HeadlineDifference:
         first: name.
         second: name.
         difference: first - second of the headline, paired.
-        p_value: two-sided, by bootstrap.
-        adjusted_p_value: after Holm, for all pairs of the scorers at once.
+        p_value: two-sided, by bootstrap; None with fewer than `FEWEST_CLUSTERS` prompts.
+        adjusted_p_value: after Holm, for all pairs of the scorers at once; None as the other.
     """
 
     first: str
     second: str
     difference: Interval
-    p_value: float
-    adjusted_p_value: float
+    p_value: float | None
+    adjusted_p_value: float | None
 
 
 @dataclass(frozen=True)
@@ -240,9 +248,19 @@ class Headlines:
 
 
 def compare_headlines(
-    files: Sequence[ScoreFile], *, n_resamples: int = N_RESAMPLES, seed: int = 0
+    files: Sequence[ScoreFile],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+    threshold: float | None = None,
 ) -> Headlines:
     """Every pair of several scorers by the headline, with p-values for looking at all of them.
+
+    Args:
+        files: of two or more scorers on one benchmark.
+        n_resamples: of the intervals.
+        seed: of the intervals.
+        threshold: of benchmarks that judge steps; None = their own, 0 for raw scores.
 
     Raises:
         DataError: fewer than two scorers, one twice, other benchmarks or items, or a headline that is
@@ -254,7 +272,7 @@ def compare_headlines(
             f"got scores of {', '.join(names) or 'nobody'}; expected two or more, each once"
         )
     kept, _ = common_items(files)
-    rule = benchmark(files[0].benchmark)
+    rule = benchmark(files[0].benchmark, threshold=threshold)
     sides = [file.take(kept) for file in files]
     resamples = resamples_of(sides[0], n_resamples=n_resamples, seed=seed)
     found = [next(f for f in rule.figures(items) if f.is_headline) for items in sides]
@@ -262,16 +280,20 @@ def compare_headlines(
         if not np.isfinite(point_estimate(figure.statistic)):
             raise DataError(f"{rule.title}: {figure.metric} is undefined on these items for {name}")
     pairs = list(combinations(range(len(files)), 2))
-    p_values = [resamples.p_value(found[i].statistic, found[j].statistic) for i, j in pairs]
+    p_values: list[float | None] = [None] * len(pairs)
+    adjusted = p_values
+    if min(len(resamples.prompts), found[0].n) >= FEWEST_CLUSTERS:
+        known = [resamples.p_value(found[i].statistic, found[j].statistic) for i, j in pairs]
+        p_values, adjusted = [*known], [float(p) for p in holm(known)]
     differences = tuple(
         HeadlineDifference(
             names[i],
             names[j],
             resamples.difference(found[i].statistic, found[j].statistic),
             p,
-            float(adjusted),
+            of_all,
         )
-        for (i, j), p, adjusted in zip(pairs, p_values, holm(p_values), strict=True)
+        for (i, j), p, of_all in zip(pairs, p_values, adjusted, strict=True)
     )
     return Headlines(
         benchmark=rule.name,
@@ -284,23 +306,40 @@ def compare_headlines(
     )
 
 
+def _clusters_of_subsets(items: Sequence[ScoredItem]) -> dict[str, int]:
+    """How many clusters each subset of the items has."""
+    found: dict[str, set[str]] = {}
+    for item in items:
+        found.setdefault(item.subset, set()).add(item.cluster)
+    return {subset: len(clusters) for subset, clusters in found.items()}
+
+
 def _figures(
-    first: Sequence[Figure], second: Sequence[Figure], resamples: Resamples
+    first: Sequence[Figure],
+    second: Sequence[Figure],
+    resamples: Resamples,
+    clusters: Mapping[str, int],
 ) -> tuple[PairedFigure, ...]:
-    return tuple(_paired(a, b, resamples) for a, b in zip(first, second, strict=True))
+    """Figures of both; of a figure that is of no single subset, `n` and all clusters bound its own."""
+    n_all = len(resamples.prompts)
+    return tuple(
+        _paired(a, b, resamples, min(clusters.get(a.subset, n_all), a.n))
+        for a, b in zip(first, second, strict=True)
+    )
 
 
-def _paired(first: Figure, second: Figure, resamples: Resamples) -> PairedFigure:
+def _paired(first: Figure, second: Figure, resamples: Resamples, n_clusters: int) -> PairedFigure:
     a, b = first.statistic, second.statistic
     known = [bool(np.isfinite(point_estimate(statistic))) for statistic in (a, b)]
-    error = resamples.standard_error(a, b) if all(known) else math.nan
+    is_enough = all(known) and n_clusters >= FEWEST_CLUSTERS
+    error = resamples.standard_error(a, b) if is_enough else math.nan
     return PairedFigure(
         metric=first.metric,
         subset=first.subset,
         first=resamples.interval(a) if known[0] else None,
         second=resamples.interval(b) if known[1] else None,
         difference=resamples.difference(a, b) if all(known) else None,
-        p_value=resamples.p_value(a, b) if all(known) else None,
+        p_value=resamples.p_value(a, b) if is_enough else None,
         smallest_visible=POWER_ERRORS * error if math.isfinite(error) and error > 0 else None,
         n=first.n,
         is_headline=first.is_headline,

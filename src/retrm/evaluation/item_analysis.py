@@ -174,7 +174,11 @@ def why_no_rasch(right: np.ndarray) -> str:
 
 
 def analyse_items(
-    files: Sequence[ScoreFile], *, n_resamples: int = N_RESAMPLES, seed: int = 0
+    files: Sequence[ScoreFile],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+    threshold: float | None = None,
 ) -> ItemAnalysis:
     """The items of one benchmark under several scorers.
 
@@ -182,6 +186,7 @@ def analyse_items(
         files: scores of at least three scorers on the same items.
         n_resamples: of the intervals.
         seed: of the intervals.
+        threshold: of benchmarks that judge steps; None = their own, 0 for raw scores.
 
     Raises:
         DataError: fewer than three scorers with an opinion, other benchmarks or items, or no item
@@ -189,7 +194,7 @@ def analyse_items(
     """
     if not files:
         raise DataError("got no scores; expected those of at least three scorers")
-    rule = benchmark(files[0].benchmark)
+    rule = benchmark(files[0].benchmark, threshold=threshold)
     kept, n_overlong = common_items(files)
     with_opinion, left_out = _with_opinion(files)
     sides = [file.take(kept) for file in with_opinion]

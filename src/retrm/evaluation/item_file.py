@@ -3,7 +3,6 @@
 JSON Lines: one line an item with its messages and answers. Scores are joined by the item's id.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from retrm.data.read import Record, read_records
 from retrm.errors import DataError
 from retrm.evaluation.benchmarks.base import BenchmarkData, Item
 from retrm.evaluation.benchmarks.source import field, list_field, text_field, texts_field
-from retrm.files import atomic_write
+from retrm.files import write_json_lines
 from retrm.records import Answer, Message, Prompt
 
 
@@ -28,9 +27,7 @@ def write_items(path: Path, data: BenchmarkData) -> None:
         "excluded": dict(data.excluded),
         "notes": list(data.notes),
     }
-    with atomic_write(path, "w") as out:
-        for value in (head, *map(_line, data.items)):
-            out.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json_lines(path, (head, *map(_line, data.items)))
 
 
 def _line(item: Item) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from retrm.errors import DataError
 from retrm.evaluation.benchmarks.base import ScoredItem, clusters_of
+from retrm.evaluation.benchmarks.pairs import labels_of
 from retrm.evaluation.score_file import ScoreFile
 from retrm.metrics import (
     N_RESAMPLES,
@@ -87,7 +88,7 @@ def over_optimisation(
         DataError: items without labels, or without a score for each.
     """
     items = list(scores.items().values())
-    labels = [_labels(item, scores.benchmark) for item in items]
+    labels = [labels_of(item, scores.benchmark) for item in items]
     if not items:
         raise DataError(
             f"{scores.benchmark}: no item has scores of all its candidates by {scores.scorer}"
@@ -127,16 +128,6 @@ def over_optimisation(
 def has_labels(scores: ScoreFile) -> bool:
     """Whether every item says which of its candidates are right."""
     return all(len(row.item.facts.get("labels", ())) == len(row.item.scores) for row in scores.rows)
-
-
-def _labels(item: ScoredItem, name: str) -> Sequence[float]:
-    labels = item.facts.get("labels", ())
-    if len(labels) != len(item.scores):
-        raise DataError(
-            f"the item {item.id!r} of {name} has {len(labels)} labels for {len(item.scores)} "
-            "candidates; expected one each, as best_of_n and ppe_correctness have"
-        )
-    return labels
 
 
 def _mean(

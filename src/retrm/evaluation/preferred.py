@@ -6,7 +6,6 @@ score higher than another one of the same item. Every pair counts the same; wher
 square of the candidates.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from retrm.errors import DataError
 from retrm.evaluation.benchmarks import benchmark
-from retrm.evaluation.benchmarks.base import Benchmark, ScoredItem
+from retrm.evaluation.benchmarks.base import Benchmark, ScoredItem, drawn_by
 from retrm.evaluation.benchmarks.pairs import check_pairs
 from retrm.evaluation.score_file import ScoreFile
 
@@ -116,6 +115,5 @@ def pairs_of_file(
 
 def _drawn(id_: str, n: int, most: int, seed: int) -> np.ndarray:
     """Some of n places, the same for every scorer and whatever stands around the item."""
-    digest = hashlib.sha256(f"{seed}\x00{id_}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8]))
+    rng = np.random.default_rng(int.from_bytes(drawn_by(seed, id_)[:8]))
     return np.sort(rng.choice(n, size=most, replace=False))

@@ -26,6 +26,7 @@ from retrm.backbone.base import Backbone
 from retrm.errors import OutputError, RecipeError, StoreError, did_you_mean
 from retrm.evaluation.benchmarks.base import BenchmarkData, Item, ScoredItem
 from retrm.evaluation.item_file import write_items
+from retrm.evaluation.last_run import write_run
 from retrm.evaluation.score_file import Kind, ScoredRow, ScoreFile, write_scores
 from retrm.features.read import Overlong
 from retrm.files import check_writable
@@ -44,6 +45,16 @@ class Identified(Protocol):
     """A scorer that can say which one it is: two with the same identity give the same scores."""
 
     identity: str
+
+
+@runtime_checkable
+class Described(Protocol):
+    """A scorer that says what its scores hang on: tokenizer, template, dtype."""
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """By the names under which a report shows it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -96,10 +107,15 @@ class _Known:
 
 @dataclass
 class _Ledger:
-    """The answers that a scorer has scored, on disk and in memory."""
+    """The answers that a scorer has scored, on disk and in memory.
+
+    `n_scored` and `n_tokens` (None where the scorer does not say) are of those that this run added.
+    """
 
     path: Path
     known: dict[str, _Known] = field(default_factory=dict)
+    n_scored: int = 0
+    n_tokens: int | None = 0
 
     @classmethod
     def open(
@@ -142,6 +158,8 @@ class _Ledger:
             tokens = None if found.n_tokens is None else int(found.n_tokens[i])
             one = _Known(score, tokens, bool(found.is_cut[i]))
             self.known[key] = one
+            self.n_scored += 1
+            self.n_tokens = None if None in (tokens, self.n_tokens) else self.n_tokens + tokens
             shown = None if np.isnan(score) else score
             with _writing():
                 file.write(json.dumps([key, shown, one.n_tokens, one.is_cut]) + "\n")
@@ -192,7 +210,8 @@ def evaluate(
     Args:
         entrants: scorers by the name that tables show.
         benchmarks: items as read.
-        folder: for `items/` (texts), `answers/` (progress) and `scores/BENCHMARK.SCORER.jsonl`.
+        folder: for `items/` (texts), `answers/` (progress) and `scores/BENCHMARK.SCORER.jsonl`, of
+            which `scores/run.json` names those of this run.
         overlong: what to do with answers beyond a backbone's context.
         on_progress: told after each chunk.
 
@@ -205,8 +224,6 @@ def evaluate(
         OverlongError, RenderError, ScoreError: naming the record.
     """
     check_writable(folder)
-    for data in benchmarks:
-        write_items(folder / "items" / f"{data.name}.jsonl", data)
     answers = distinct_answers(benchmarks)
     ledgers = {}
     for name, entrant in entrants.items():
@@ -227,9 +244,20 @@ def evaluate(
         for data in benchmarks
         for name, entrant in entrants.items()
     ]
-    for file in files:
-        write_scores(folder / "scores" / f"{file.benchmark}.{slug(file.scorer)}.jsonl", file)
+    _write(folder, benchmarks, files)
     return files
+
+
+def _write(folder: Path, benchmarks: Sequence[BenchmarkData], files: Sequence[ScoreFile]) -> None:
+    """Texts and scores, and which files they are: a folder keeps those of runs before."""
+    scores = folder / "scores"
+    names = [f"{file.benchmark}.{slug(file.scorer)}.jsonl" for file in files]
+    write_run(scores, [])
+    for data in benchmarks:
+        write_items(folder / "items" / f"{data.name}.jsonl", data)
+    for name, file in zip(names, files, strict=True):
+        write_scores(scores / name, file)
+    write_run(scores, names)
 
 
 def entrants_of(
@@ -358,8 +386,40 @@ def _score_file(
         kind=entrant.kind,
         excluded=data.excluded,
         notes=data.notes,
-        about={"identity": entrant.identity, "seconds_of_this_run": round(seconds, 3)},
+        about={**_about(entrant), **_clocked(ledger, seconds)},
     )
+
+
+def _about(entrant: Entrant) -> dict[str, Any]:
+    """Which scorer it is, and what its scores hang on besides: model, tokens, template, arithmetic."""
+    made: dict[str, Any] = {"identity": entrant.identity}
+    scorer = entrant.scorer
+    if isinstance(scorer, StateScorer):
+        backbone = scorer.backbone
+        print_of = backbone.fingerprint
+        made |= {
+            "backbone": backbone.name,
+            "weights": print_of.weights,
+            "tokenizer": print_of.tokenizer,
+            "template": print_of.template,
+            "dtype": str(backbone.dtype).removeprefix("torch."),
+            "device": str(backbone.device),
+            "states_from": backbone.states_from,
+        }
+    elif isinstance(scorer, Described):
+        made |= scorer.provenance
+    return made
+
+
+def _clocked(ledger: _Ledger, seconds: float) -> dict[str, Any]:
+    """Time of this run, of all scorers that read together; none for what was scored before it."""
+    made: dict[str, Any] = {
+        "answers_of_this_run": ledger.n_scored,
+        "seconds_of_this_run": round(seconds, 3),
+    }
+    if ledger.n_tokens and seconds > 0:
+        made["tokens_per_s"] = round(ledger.n_tokens / seconds, 1)
+    return made
 
 
 def _scored_row(item: Item, ledger: _Ledger) -> ScoredRow:

@@ -15,7 +15,6 @@ and every other line is an item with all that the benchmark's rule asks for:
 file that is written by hand. A score of null is an answer beyond the scorer's context: its item takes no part, and is counted.
 """
 
-import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,7 +35,7 @@ from retrm.evaluation.benchmarks.source import (
     text_field,
 )
 from retrm.evaluation.benchmarks.source import field as needed
-from retrm.files import atomic_write
+from retrm.files import write_json_lines
 
 VERSION = 1
 Kind = Literal["scorer", "baseline"]
@@ -121,9 +120,7 @@ def write_scores(path: Path, scores: ScoreFile) -> None:
         "notes": list(scores.notes),
         "about": dict(scores.about),
     }
-    with atomic_write(path, "w") as out:
-        for value in (head, *map(_line, scores.rows)):
-            out.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    write_json_lines(path, (head, *map(_line, scores.rows)))
 
 
 def _line(row: ScoredRow) -> dict[str, Any]:

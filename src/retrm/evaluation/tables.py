@@ -18,8 +18,10 @@ from retrm.evaluation.benchmarks import benchmark
 from retrm.evaluation.benchmarks.base import Figure, ScoredItem
 from retrm.evaluation.score_file import Kind, ScoreFile, common_items
 from retrm.metrics import N_RESAMPLES, Interval, Resamples, point_estimate
+from retrm.scorers.open import REMOTE
 
 LENGTH_BASELINES = ("longest", "shortest")
+SERVERS = tuple(f"{kind}:" for kind in REMOTE)
 NOT_COMPARED = (
     "baselines are on no scale where a fixed threshold means anything, so they are not compared by "
     "figures that hang on one; only by those whose threshold was chosen on scores"
@@ -113,6 +115,7 @@ def measure(
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
     met: Collection[str] = (),
+    threshold: float | None = None,
 ) -> BenchmarkTable:
     """The table of one benchmark from the scores of everybody on it.
 
@@ -122,6 +125,7 @@ def measure(
         seed: of the resamples.
         met: ids of items that stand in the training data: all figures are of all items, and a note
             gives the headlines without these.
+        threshold: of benchmarks that judge steps; None = their own, 0 for raw scores.
 
     Raises:
         DataError: files of several benchmarks or of different items, or one scorer twice.
@@ -130,7 +134,7 @@ def measure(
         raise DataError("got no scores; expected at least one file")
     _check_once(files)
     kept, n_overlong = common_items(files)
-    rule = benchmark(files[0].benchmark)
+    rule = benchmark(files[0].benchmark, threshold=threshold)
     first = files[0].items()
     resamples = resamples_of([first[i] for i in kept], n_resamples=n_resamples, seed=seed)
     ordered = sorted(files, key=lambda file: file.kind == "baseline")
@@ -155,13 +159,17 @@ def measure(
         notes=(
             *files[0].notes,
             *_notes(ordered, figures),
-            *_on_the_rest(files, met, n_resamples, seed),
+            *_on_the_rest(files, met, n_resamples, seed, threshold),
         ),
     )
 
 
 def _on_the_rest(
-    files: Sequence[ScoreFile], met: Collection[str], n_resamples: int, seed: int
+    files: Sequence[ScoreFile],
+    met: Collection[str],
+    n_resamples: int,
+    seed: int,
+    threshold: float | None,
 ) -> list[str]:
     """A note with the headline of everybody on the items that training data do not hold."""
     if not met:
@@ -171,7 +179,7 @@ def _on_the_rest(
     if not rest[0].rows:
         return ["every item stands in the training data: there is no figure on others"]
     try:
-        table = measure(rest, n_resamples=n_resamples, seed=seed)
+        table = measure(rest, n_resamples=n_resamples, seed=seed, threshold=threshold)
     except DataError as error:  # a rule may need what was left out, such as both rows of a pair
         return [f"no figure on the items that do not stand in the training data: {error}"]
     rows = [table.headline(name) for name in table.scorers]
@@ -207,7 +215,7 @@ def _notes(files: Sequence[ScoreFile], figures: Mapping[str, Sequence[Figure]]) 
         f"all scores of {file.scorer} lie between 0 and 1: its server may apply a sigmoid, which "
         "changes figures that need margins or a threshold at 0; ask it for raw scores"
         for file in files
-        if file.scorer.startswith("vllm") and _are_all_in_unit(file)
+        if file.scorer.startswith(SERVERS) and _are_all_in_unit(file)
     ]
     return made
 

@@ -244,11 +244,21 @@ def read_rendered(
     backbone: Backbone, rendered: Sequence[Rendered], reducer: StateReducer
 ) -> Features:
     """Features of answers that are already token ids; for self-tests, heat maps and the service."""
-    made = {"only": reducer}
-    part = _Pass.open(backbone, rendered, MemorySink(), made)
-    for number, features in few_passes(backbone, made, part.batches()):
+    return read_rendered_together(backbone, rendered, {"only": reducer})["only"]
+
+
+def read_rendered_together(
+    backbone: Backbone,
+    rendered: Sequence[Rendered],
+    reducers: Mapping[str, StateReducer],
+    *,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> Mapping[str, Features]:
+    """The same for several reducers at one reading; their features by name, rows in order."""
+    part = _Pass.open(backbone, rendered, MemorySink(), reducers, tokens_per_batch=tokens_per_batch)
+    for number, features in few_passes(backbone, reducers, part.batches()):
         part.add(number, features)
-    return part.sink.close(len(rendered), _layouts(made))["only"]
+    return part.sink.close(len(rendered), _layouts(reducers))
 
 
 @dataclass

@@ -29,7 +29,7 @@ differences; L-BFGS: Nocedal & Wright 2006, alg. 7.4.
     True
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,12 +64,14 @@ __all__ = [
     "PairTargets",
     "RowTargets",
     "Targets",
+    "check_folds",
     "choose_lambda",
     "fit_linear",
     "fit_path",
     "pairs_within_prompts",
 ]
 
+N_FOLDS = 3
 LAMBDA_GRID: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3, 1e4)
 TOLERANCE = 1e-6
 # Solvers aim lower than what is accepted: the last digits are cheap, and with a weak penalty the
@@ -214,7 +216,7 @@ def choose_lambda(
     prompt_ids: Sequence[object],
     *,
     grid: Sequence[float] = LAMBDA_GRID,
-    n_folds: int = 3,
+    n_folds: int = N_FOLDS,
     seed: int = 0,
     standardise: bool = True,
     solver: Solver = "auto",
@@ -250,19 +252,36 @@ def choose_lambda(
     matrix = checked_features(features)
     objective = objective_of(targets, len(matrix), matrix.device)
     codes, prompts = checked_codes(prompt_ids, len(matrix))
-    folds, n_dealt = _folds(objective, codes, prompts, n_folds, seed)
+    dealt, n_dealt = _dealt(objective, codes, prompts, n_folds, seed)
     ascending = tuple(sorted(float(lam) for lam in grid))
     totals, weight = np.zeros(len(ascending)), 0.0
-    for fold in range(n_folds):
-        held_out = torch.as_tensor(folds == fold, device=matrix.device)
-        kept, judged = objective.subset(~held_out), objective.subset(held_out)
-        _check_fold(kept, judged, fold, n_folds)
+    for held_out, kept, judged in _folds(objective, dealt, n_folds):
         training = subset(matrix, ~held_out)
         fits = _solve_path(training, kept, ascending, standardise, solver, tolerance, gap)
         scores = _scores(subset(matrix, held_out), fits)
         totals += judged.criterion_total(scores).cpu().numpy()
         weight += float(judged.weights.sum())
     return _choice(ascending, totals / weight, objective.criterion, n_folds, n_dealt)
+
+
+def check_folds(
+    targets: Targets, prompt_ids: Sequence[object], *, n_folds: int = N_FOLDS, seed: int = 0
+) -> None:
+    """Refuse what `choose_lambda` would refuse, before there are features.
+
+    Args:
+        targets: what will be fitted.
+        prompt_ids: (n,) the prompt of every row.
+        n_folds: as there.
+        seed: as there.
+
+    Raises:
+        FitError, LabelError, DataError: as `choose_lambda`.
+    """
+    objective = objective_of(targets, len(prompt_ids), torch.device("cpu"))
+    dealt, _ = _dealt(objective, *checked_codes(prompt_ids, len(prompt_ids)), n_folds, seed)
+    for _ in _folds(objective, dealt, n_folds):
+        pass
 
 
 def _choice(
@@ -391,6 +410,17 @@ def _check_options(lams: Sequence[float], solver: str, tolerance: float, gap: fl
 
 
 def _folds(
+    objective: Objective, dealt: np.ndarray, n_folds: int
+) -> Iterator[tuple[Tensor, Objective, Objective]]:
+    """Of one fold after the other: which rows are held out, what is fitted, what is judged."""
+    for fold in range(n_folds):
+        held_out = torch.as_tensor(dealt == fold, device=objective.weights.device)
+        kept, judged = objective.subset(~held_out), objective.subset(held_out)
+        _check_fold(kept, judged, fold, n_folds)
+        yield held_out, kept, judged
+
+
+def _dealt(
     objective: Objective, codes: np.ndarray, prompts: np.ndarray, n_folds: int, seed: int
 ) -> tuple[np.ndarray, int]:
     """Fold of every row, and how many prompts with targets were dealt.
@@ -410,8 +440,8 @@ def _folds(
     if n_folds < 2 or has_target.sum() < n_folds:
         raise FitError(
             f"got {has_target.sum()} prompt(s) to fit on for {n_folds} folds; cross-validation by "
-            "prompt expected at least 2 folds and a prompt for each. Bring more prompts, or choose "
-            "lam yourself."
+            "prompt expected at least 2 folds and a prompt for each. Bring more prompts, or hold fewer "
+            "of them out (test_fraction)."
         )
     fold = np.full(len(prompts), -1, dtype=np.int64)
     fold[has_target] = prompt_folds(prompts[has_target], n_folds, seed)

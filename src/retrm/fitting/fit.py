@@ -20,7 +20,7 @@ from retrm.features.recipe import Recipe
 from retrm.features.reduce import Features, Reducer
 from retrm.features.sink import FeatureSink
 from retrm.features.subspace import SubspaceSpec
-from retrm.fitting.convex import choose_lambda, fit_linear
+from retrm.fitting.convex import check_folds, choose_lambda, fit_linear
 from retrm.fitting.gradient import Epoch, check_start, check_start_targets, fit_gradient
 from retrm.fitting.mean_head import supervision_of
 from retrm.fitting.parts import PartedRows
@@ -160,6 +160,24 @@ def check_fit(
     if not methods:
         raise RecipeError("no method to fit; expected at least one, such as last_token or elhsr")
     check_methods(methods, backbone.n_layers, backbone.width)
+    return check_rows(
+        *(table, methods), test_fraction=test_fraction, seed=seed, label_threshold=label_threshold
+    )
+
+
+def check_rows(
+    table: AnswerTable,
+    methods: Sequence[Method],
+    *,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    label_threshold: float | None = None,
+) -> CheckedFit:
+    """What of `check_fit` needs no backbone, so that it can come before one is loaded.
+
+    Raises:
+        LabelError, FitError: the answers that are not held out cannot determine a head.
+    """
     targets = check_table(methods, table, label_threshold=label_threshold)
     parts = _train_and_test(table, test_fraction, seed)
     whole = whole_rows(table)
@@ -170,6 +188,9 @@ def check_fit(
         check_targets(left, loss)
         if method.solver == "gradient":
             check_start_targets(left, loss, method.gradient, seed=seed)
+        else:
+            rows, supervision = supervision_of(left, loss)
+            check_folds(supervision, left.groups.numpy()[rows.numpy()], seed=seed)
     return CheckedFit(targets, train, test)
 
 

@@ -6,6 +6,14 @@ token, for heat maps; its contributions add up to the score wherever the head is
 A head of token features can score answers while they grow if a few running numbers say all that it
 needs of the tokens so far: `first_sums`, `add_token` and `score_sums`; `forward` is their oracle. Heads
 of pooled features need none: pooling is what runs.
+
+Where a token's reward is linear in the features of all layers, it is a sum over layers, too:
+
+    r_t = w · h_t + b = Σ_l (w_l · h_tl + b / L)
+
+The bias belongs to no layer and is spread evenly over all L, so that the row of a token adds up to its
+reward. What differs between tokens in one layer does not depend on that choice; what differs between
+layers on the average does, and says nothing.
 """
 
 from dataclasses import dataclass
@@ -48,6 +56,7 @@ class Head(nn.Module):
     reads_tokens: ClassVar[bool]  # token features (True) or pooled ones (False)
     # The running numbers of an answer without tokens; None = it needs all its tokens at once.
     first_sums: ClassVar[tuple[float, ...] | None] = None
+    adds_layers: ClassVar[bool] = False  # whether the reward of a token is a sum over layers
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
@@ -93,6 +102,16 @@ class Head(nn.Module):
 
     def token_view(self, values: Float[Tensor, "tokens features"], pooling: str) -> TokenView:
         """How the score of one answer comes about; `values` are its token features, float32."""
+        raise NotImplementedError
+
+    def layer_rewards(
+        self, values: Float[Tensor, "tokens features"], n_layers: int
+    ) -> Float[Tensor, "tokens layers"]:
+        """What each layer adds to the reward of each token of `token_view`; rows sum to it.
+
+        Only of heads that say `adds_layers`. The features of a token are those of `n_layers` layers, of
+        equal width, one behind the other.
+        """
         raise NotImplementedError
 
     def add_token(
@@ -163,6 +182,17 @@ def _chunks(features: Features):
             features.values[first:last], features.offsets[start : stop + 1], features.is_pooled
         )
         start = stop
+
+
+def split_over_layers(
+    values: Float[Tensor, "tokens features"],
+    weight: Float[Tensor, " features"],
+    bias: Float[Tensor, ""],
+    n_layers: int,
+) -> Float[Tensor, "tokens layers"]:
+    """weight · value + bias by layer: w_l · h_tl + bias / L."""
+    products = (values * weight).reshape(len(values), n_layers, -1)
+    return products.sum(dim=2) + bias / n_layers
 
 
 def owners(offsets: Tensor) -> Tensor:

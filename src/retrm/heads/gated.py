@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retrm.heads.base import Head, TokenView, owners
+from retrm.heads.base import Head, TokenView, owners, split_over_layers
 
 SMALLEST_GATE_SUM = 1e-8
 
@@ -26,6 +26,7 @@ class GatedHead(Head):
     name: ClassVar[str] = "gated"
     reads_tokens: ClassVar[bool] = True
     first_sums: ClassVar[tuple[float, ...] | None] = (0.0, 0.0)  # Σ g r, Σ g
+    adds_layers: ClassVar[bool] = True
 
     def __init__(self, n_features: int, *, gate: bool = True) -> None:
         super().__init__(n_features)
@@ -93,6 +94,12 @@ class GatedHead(Head):
         running = (gates * rewards).cumsum(0) / gates.cumsum(0).clamp(min=SMALLEST_GATE_SUM)
         contributions = gates * rewards / gates.sum().clamp(min=SMALLEST_GATE_SUM)
         return TokenView(running[-1].item(), rewards, gates, contributions, running)
+
+    def layer_rewards(
+        self, values: Float[Tensor, "tokens features"], n_layers: int
+    ) -> Float[Tensor, "tokens layers"]:
+        """r_t by layer; the gate, which is no sum, weighs all layers of a token alike."""
+        return split_over_layers(values, self.weight[-1], self.bias[-1], n_layers)
 
     def _gates_and_rewards(self, values: Tensor) -> tuple[Tensor, Tensor]:
         out = values @ self.weight.T + self.bias

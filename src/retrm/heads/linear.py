@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from retrm.heads.base import Head, TokenView
+from retrm.heads.base import Head, TokenView, split_over_layers
 
 
 class LinearHead(Head):
@@ -17,6 +17,7 @@ class LinearHead(Head):
 
     name: ClassVar[str] = "linear"
     reads_tokens: ClassVar[bool] = False
+    adds_layers: ClassVar[bool] = True
 
     def __init__(self, n_features: int) -> None:
         super().__init__(n_features)
@@ -62,3 +63,9 @@ class LinearHead(Head):
             gates = torch.zeros(n)
             gates[-1] = 1.0
         return TokenView(running[-1].item(), rewards, gates, contributions, running)
+
+    def layer_rewards(
+        self, values: Float[Tensor, "tokens features"], n_layers: int
+    ) -> Float[Tensor, "tokens layers"]:
+        """w · h_t + b by layer."""
+        return split_over_layers(values, self.weight, self.bias, n_layers)

@@ -181,7 +181,11 @@ def point_estimate(statistic: PromptStatistic) -> float:
 
 
 def check_same_prompts(first: PromptStatistic, second: PromptStatistic) -> None:
-    """Refuse statistics whose counts would mean different prompts."""
+    """Refuse statistics whose counts would mean different prompts.
+
+    Raises:
+        DataError: the prompts differ.
+    """
     if not np.array_equal(first.prompts, second.prompts):
         raise DataError(
             f"got statistics over different prompts ({len(first.prompts)} and "

@@ -16,8 +16,8 @@ from retrm.reports.evaluation_words import (
     length_mark,
     notes,
     scorer_name,
-    standing,
     ties_words,
+    verdict,
 )
 from retrm.reports.words import NONE, duration, number
 
@@ -43,7 +43,7 @@ def _benchmark(
 ) -> str:
     lines = figure_lines(table, is_official=True)
     said = [
-        f"{row.scorer}, {_headline(row)}: {standing(row).sentence}"
+        f"{row.scorer}, {_headline(row)}: {verdict(row, contamination, table.name).sentence}"
         for row in table.rows
         if row.is_headline and row.kind == "scorer"
     ]
@@ -87,8 +87,8 @@ def _cell(row: FigureRow) -> str:
     if row.is_headline and row.kind == "scorer":
         text = f"**{text}**"
     ties = f", {ties_words(row.n_ties)}" if row.n_ties else ""
-    mark = f" ({length_mark(row)})" if row.beaten_by else ""
-    return f"{text}{ties}{markdown(mark)}"
+    mark = f" {markdown(f'({length_mark(row)})')}" if row.beaten_by else ""
+    return f"{text}{ties}{mark}"
 
 
 def _seconds(table: BenchmarkTable, files: Sequence[ScoreFile]) -> str:
@@ -98,6 +98,7 @@ def _seconds(table: BenchmarkTable, files: Sequence[ScoreFile]) -> str:
         if file.benchmark == table.name
         and file.kind == "scorer"
         and "seconds_of_this_run" in file.about
+        and file.about.get("answers_of_this_run") != 0  # they were scored before it
     ]
     return f"Scored in (all benchmarks of the run): {', '.join(found)}." if found else ""
 

@@ -164,7 +164,10 @@ def reliability_figure(findings: Sequence[Findings]) -> "Figure | None":
     axes.plot([0.5, 1], [0.5, 1], color=MUTED, lw=1.1, ls=(0, (3, 2)), zorder=1)
     for number, (name, found) in enumerate(known):
         colour, mark = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
-        for side, is_filled in ((found.before, False), (found.after, True)):
+        sides = [(found.before, False)]
+        if not found.no_temperature:
+            sides.append((found.after, True))
+        for side, is_filled in sides:
             x = [one.probability for one in side.bins]
             face = colour if is_filled else "white"
             lows, highs = ([getattr(b.share, end) for b in side.bins] for end in ("low", "high"))
@@ -179,7 +182,7 @@ def reliability_figure(findings: Sequence[Findings]) -> "Figure | None":
                 color=colour,
                 mfc=face,
                 ms=5.5,
-                label=_legend_name(name) if is_filled else None,
+                label=_legend_name(name) if (side, is_filled) == sides[-1] else None,
                 zorder=3,
             )
     axes.set_xlim(0.485, 1.015)

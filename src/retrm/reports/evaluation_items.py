@@ -12,15 +12,13 @@ import numpy as np
 
 from retrm.evaluation.benchmarks.base import BenchmarkData, Item
 from retrm.evaluation.mistakes import Mistake, Mistakes
+from retrm.page_style import HEAT_LEVELS, HEAT_REACH_QUANTILE, HEAT_WORDS, heat_style
 from retrm.records import Prompt
 
 SHOWN_PROMPT = 400
 SHOWN_ANSWER = 700
 SHOWN_TOKENS = 160
 MOST_CHARACTERS = 20_000
-LEVELS = 5
-# Of the values, so that one huge token (often the first) does not pale all others.
-_REACH_QUANTILE = 0.98
 
 HeatKey = tuple[str, str, str, int]
 """(benchmark, scorer, item, candidate)."""
@@ -168,7 +166,7 @@ class HeatScale:
         values = np.concatenate([self._raw(view) for view in views])
         self.middle = float(np.median(values)) if self.is_running else 0.0
         distances = np.abs(values - self.middle)
-        self.reach = float(np.quantile(distances, _REACH_QUANTILE)) or float(distances.max())
+        self.reach = float(np.quantile(distances, HEAT_REACH_QUANTILE)) or float(distances.max())
 
     @classmethod
     def of(cls, views: Sequence[TokenHeat]) -> "HeatScale | None":
@@ -181,10 +179,10 @@ class HeatScale:
         return np.asarray(shown, dtype=np.float64)
 
     def levels(self, view: TokenHeat) -> list[int]:
-        """One a token, -LEVELS (lowers the score) to LEVELS (raises it)."""
+        """One a token, -HEAT_LEVELS (lowers the score) to HEAT_LEVELS (raises it)."""
         if self.reach == 0:
             return [0] * len(view.tokens)
-        scaled = np.clip((self._raw(view) - self.middle) / self.reach, -1, 1) * LEVELS
+        scaled = np.clip((self._raw(view) - self.middle) / self.reach, -1, 1) * HEAT_LEVELS
         return np.round(scaled).astype(int).tolist()
 
     @property
@@ -195,10 +193,7 @@ class HeatScale:
                 "Colour: the score if the answer ended at this token, blue above and orange below "
                 f"{self.middle:.3g}, the median of both answers. The head reads the last token only."
             )
-        return (
-            "Colour: what a token adds to the score, blue raises it, orange lowers it; the same scale "
-            "for both answers."
-        )
+        return f"Colour: {HEAT_WORDS}; the same scale for both answers."
 
 
 def _heat_map(view: TokenHeat, scale: HeatScale) -> str:
@@ -216,7 +211,7 @@ def _heat_map(view: TokenHeat, scale: HeatScale) -> str:
 def _tokens(marked: Sequence[tuple[str, int]]) -> str:
     """Neighbours of one level share a tag."""
     parts, held, level = [], "", 0
-    for token, now in [*marked, ("", LEVELS + 1)]:
+    for token, now in [*marked, ("", HEAT_LEVELS + 1)]:
         if now != level:
             parts.append(_coloured(held, level))
             held, level = "", now
@@ -228,15 +223,6 @@ def _coloured(text: str, level: int) -> str:
     if not text or not level:
         return escape(text)
     return f"<i class={'up' if level > 0 else 'down'}{abs(level)}>{escape(text)}</i>"
-
-
-def _heat_style() -> str:
-    colours = {"up": "0,114,178", "down": "213,94,0"}
-    return "".join(
-        f".{name}{level}{{background:rgba({rgb},{0.6 * level / LEVELS:.2f})}}"
-        for name, rgb in colours.items()
-        for level in range(1, LEVELS + 1)
-    )
 
 
 STYLE = (
@@ -261,6 +247,6 @@ details.long[open] .more{display:block;margin-bottom:.3rem}
 @media (max-width:44rem){.sides{grid-template-columns:1fr}}
 @media print{ol.items>li{break-inside:auto}.itemhead,.side{break-after:avoid}}
 """.strip()
-    + _heat_style()
+    + heat_style()
 )
 """Style sheet of these items."""

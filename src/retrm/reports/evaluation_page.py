@@ -32,6 +32,7 @@ from retrm.reports.evaluation_words import (
     BASELINES,
     INTERVALS,
     PAIRED,
+    Standing,
     contamination_words,
     counts,
     figure_lines,
@@ -43,9 +44,9 @@ from retrm.reports.evaluation_words import (
     notes,
     scorer_name,
     signed,
-    standing,
     subset_name,
     ties_words,
+    verdict,
 )
 from retrm.reports.page_parts import document, fact_rows, image, link
 from retrm.reports.words import NONE, number
@@ -133,7 +134,7 @@ def evaluation_page(
     title = f"Evaluation on {listed([table.title for table in tables])}"
     sections = [
         _header(tables),
-        _standings(tables),
+        _standings(tables, contamination),
         _reading(),
         *(
             _benchmark(
@@ -175,9 +176,9 @@ def scorers_of(tables: Sequence[BenchmarkTable]) -> list[str]:
     )
 
 
-def _standings(tables: Sequence[BenchmarkTable]) -> str:
+def _standings(tables: Sequence[BenchmarkTable], contamination: Mapping[str, Overlap]) -> str:
     cards = [
-        _standing_card(table, row)
+        _standing_card(table, row, verdict(row, contamination, table.name))
         for table in tables
         for row in table.rows
         if row.is_headline and row.kind == "scorer"
@@ -187,8 +188,7 @@ def _standings(tables: Sequence[BenchmarkTable]) -> str:
     return f"<section><h2>Where they stand</h2><div class=grid>{''.join(cards)}</div></section>"
 
 
-def _standing_card(table: BenchmarkTable, row: FigureRow) -> str:
-    found = standing(row)
+def _standing_card(table: BenchmarkTable, row: FigureRow, found: Standing) -> str:
     value = NONE if row.value is None else number(row.value.value)
     interval = "" if row.value is None else interval_words(row.value)
     chance = "" if row.chance is None else f", guessing reaches {number(row.chance)}"

@@ -5,7 +5,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from retrm.evaluation.bias import BiasFigure, BiasPanel
-from retrm.evaluation.calibration import Calibration
+from retrm.evaluation.calibration import Calibration, Reliability
 from retrm.evaluation.findings import Findings
 from retrm.evaluation.over_optimisation import OverOptimisation
 from retrm.metrics import Interval
@@ -145,17 +145,21 @@ def _calibration(findings: Sequence[Findings]) -> str:
 
 
 def _calibration_lines(one: Calibration) -> str:
-    first, second = (_temperature(b) for b in one.inverse_temperatures)
-    sides = (("raw margins", one.before), (f"after T = {first} and {second}", one.after))
+    first, second = (f"{1 / b:.3g}" if b > 0 else "" for b in one.inverse_temperatures)
+    words = f"after T = {first} and {second}"
+    after: Reliability | None = one.after
+    if one.no_temperature:
+        words, after = f"no temperature: {one.no_temperature}", None
     return "".join(
-        f"<tr><th scope=row>{escape(scorer_name(one.scorer))}<span>{words}</span></th>"
-        f"{_interval(side.ece)}{_interval(side.brier)}{_interval(side.log_loss)}</tr>"
-        for words, side in sides
+        f"<tr><th scope=row>{escape(scorer_name(one.scorer))}<span>{escape(said)}</span></th>"
+        f"{_reliability(side)}</tr>"
+        for said, side in (("raw margins", one.before), (words, after))
     )
 
 
-def _temperature(inverse: float) -> str:
-    return f"{1 / inverse:.3g}" if inverse > 0 else "∞"
+def _reliability(side: Reliability | None) -> str:
+    figures = (None,) * 3 if side is None else (side.ece, side.brier, side.log_loss)
+    return "".join(map(_interval, figures))
 
 
 def _curves(findings: Sequence[Findings]) -> str:

@@ -1,7 +1,7 @@
 """How an evaluation is put into words: the same on a terminal, on the page and in a model card."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retrm.evaluation.contamination import Overlap
 from retrm.evaluation.tables import BenchmarkTable, FigureRow
@@ -123,6 +123,26 @@ def standing(row: FigureRow) -> Standing:
     return Standing(tone, sentence[:1].upper() + sentence[1:] + ".")
 
 
+def verdict(row: FigureRow, contamination: Mapping[str, Overlap], name: str) -> Standing:
+    """`standing`, and what is known of whether the scorer saw the items of benchmark `name`.
+
+    What stands in the training data can be known by heart, so it is never surely better.
+    """
+    found = standing(row)
+    overlap = contamination.get(name)
+    if overlap is None:
+        return replace(
+            found, sentence=f"{found.sentence} Not checked: whether it was trained on these items."
+        )
+    if not overlap.n_items:
+        return found
+    known = (
+        f"{overlap.n_items:,} of {overlap.n_total:,} items stand in its training data, so this may be "
+        "memory and no skill."
+    )
+    return Standing("open" if found.tone == "good" else found.tone, f"{found.sentence} {known}")
+
+
 def _side(difference: Interval, better: str) -> str:
     is_open = difference.low <= 0 <= difference.high or not difference.has_spread
     if is_open or better == "neither":
@@ -161,13 +181,22 @@ def notes(table: BenchmarkTable, overlap: Overlap | None = None) -> list[str]:
 
 
 def figure_notes(table: BenchmarkTable, *, is_official: bool) -> list[str]:
-    """The notes of single figures; one that several share stands once."""
+    """The notes of single figures; one that several share stands once.
+
+    Where scorers have different notes on one figure, such as thresholds of their own, each is named.
+    """
+    rows = [row for row in table.rows if row.note and row.is_official == is_official]
+    of_figure: dict[str, set[str]] = {}
+    for row in rows:
+        of_figure.setdefault(figure_title(row), set()).add(row.note)
     found: dict[str, list[str]] = {}
-    for row in table.rows:
-        if row.note and row.is_official == is_official:
-            titles = found.setdefault(row.note, [])
-            if figure_title(row) not in titles:
-                titles.append(figure_title(row))
+    for row in rows:
+        title = figure_title(row)
+        if len(of_figure[title]) > 1:
+            title += f" of {scorer_name(row.scorer)}"
+        titles = found.setdefault(row.note, [])
+        if title not in titles:
+            titles.append(title)
     return [_sentence(f"{'; '.join(titles)}: {note}") for note, titles in found.items()]
 
 

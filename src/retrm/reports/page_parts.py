@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from retrm.reports.page_style import STYLE
+from retrm.page_style import STYLE
 from retrm.reports.words import NONE, is_number
 
 CSS_PIXELS = 0.56

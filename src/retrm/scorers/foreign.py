@@ -77,6 +77,11 @@ def open_callable(spec: str) -> Scorer:
             f"cannot import {module_name!r} ({error}); expected a module of the current folder or an "
             "installed package"
         ) from error
+    except Exception as error:  # whatever somebody's module does when it is run
+        raise RecipeError(
+            f"importing {module_name!r} failed with {type(error).__name__}: {error}. Expected a module "
+            f"that imports; try: python -c 'import {module_name}'"
+        ) from error
     if not hasattr(module, attribute):
         offered = [name for name in vars(module) if not name.startswith("_")]
         raise RecipeError(f"{module_name} has no {attribute!r}. {did_you_mean(attribute, offered)}")

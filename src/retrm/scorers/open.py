@@ -10,6 +10,7 @@ from retrm.scorers.base import Scorer
 
 if TYPE_CHECKING:
     from retrm.backbone.base import Backbone
+    from retrm.scorers.baseline import LogProbabilityScorer
     from retrm.scorers.reward_model import RewardModel
 
 BASELINES = ("shortest", "longest", "random", "log_probability", "stored")
@@ -48,6 +49,12 @@ def open_scorers(
     known: dict[tuple[str, str, bool], Backbone] = {}
     opened: dict[str, Scorer] = {}
     for spec in specs:
+        if spec == "log_probability":
+            key = (model or "", "float32", True)  # as `open_backbone` opens it
+            by_probability = _log_probability(model, device, engine, known.get(key))
+            known.setdefault(key, by_probability.backbone)
+            opened[spec] = by_probability
+            continue
         if not (Path(spec) / MANIFEST).is_file():
             opened[shown_spec(spec)] = open_scorer(spec, model=model, device=device, engine=engine)
             continue
@@ -64,7 +71,7 @@ def shown_spec(spec: str) -> str:
     """What was typed, as it may stand in reports and file names: no user and password."""
     if spec.partition(":")[0] not in REMOTE:
         return spec
-    from retrm.scorers.remote import without_password
+    from retrm.patience import without_password
 
     return without_password(spec)
 
@@ -75,6 +82,17 @@ def _reward_model(
     from retrm.scorers.reward_model import RewardModel
 
     return RewardModel.load(folder, model=model, device=device, engine=engine, backbone=backbone)
+
+
+def _log_probability(
+    model: str | None, device: str, engine: Engine | None, backbone: "Backbone | None"
+) -> "LogProbabilityScorer":
+    from retrm.backbone.remote import open_backbone
+    from retrm.scorers.baseline import LogProbabilityScorer
+
+    if model is None:
+        raise RecipeError("log_probability needs a language model; add --model NAME")
+    return LogProbabilityScorer(backbone or open_backbone(model, engine=engine, device=device))
 
 
 def open_scorer(
@@ -120,12 +138,7 @@ def open_scorer(
 
         return FileScorer(spec.removeprefix("scores:"))
     if spec == "log_probability":
-        from retrm.backbone.remote import open_backbone
-        from retrm.scorers.baseline import LogProbabilityScorer
-
-        if model is None:
-            raise RecipeError("log_probability needs a language model; add --model NAME")
-        return LogProbabilityScorer(open_backbone(model, engine=engine, device=device))
+        return _log_probability(model, device, engine, None)
     if spec.startswith("hf:"):
         from retrm.scorers.sequence_classifier import SequenceClassifier
 

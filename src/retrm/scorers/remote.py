@@ -21,7 +21,6 @@ another model behind the same address and name cannot be told apart.
 
 import hashlib
 import json
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,9 +30,11 @@ from typing import Any
 import httpx
 import numpy as np
 
+from retrm.backbone.fingerprint import hash_text, hash_tokenizer
 from retrm.backbone.patient import KEY_VARIABLE, PatientClient
 from retrm.backbone.render import ChatRenderer
 from retrm.errors import EndpointError, RecipeError, did_you_mean
+from retrm.patience import checked_url, without_password
 from retrm.records import Answer
 from retrm.scorers.base import check_scores
 
@@ -49,21 +50,18 @@ class Dialect:
         needs_tokenizer: whether the server takes ids or rendered text.
         request: body of one answer.
         score: the score in a reply; raises LookupError, TypeError or ValueError where there is none.
+        key_variable: environment variable with the bearer key, unless another one is named.
     """
 
     path: str
     needs_tokenizer: bool
     request: Callable[[Answer, ChatRenderer | None], dict[str, Any]]
     score: Callable[[Any], float]
-
-
-def _messages(answer: Answer) -> list[dict[str, Any]]:
-    turns = [message.as_dict() for message in answer.prompt.messages]
-    return [*turns, {"role": "assistant", "content": answer.response}]
+    key_variable: str = KEY_VARIABLE
 
 
 def _vllm(answer: Answer, _: ChatRenderer | None) -> dict[str, Any]:
-    return {"messages": _messages(answer), "use_activation": False}
+    return {"messages": answer.as_messages(), "use_activation": False}
 
 
 def _vllm_pooling(answer: Answer, renderer: ChatRenderer | None) -> dict[str, Any]:
@@ -86,7 +84,8 @@ def _openrlhf(answer: Answer, renderer: ChatRenderer | None) -> dict[str, Any]:
 
 
 def _retrm(answer: Answer, _: ChatRenderer | None) -> dict[str, Any]:
-    return {"messages": [_messages(answer)]}
+    tools = [dict(tool) for tool in answer.prompt.tools]
+    return {"messages": [answer.as_messages()], **({"tools": tools} if tools else {})}
 
 
 def _last_number(value: Any) -> float:
@@ -109,7 +108,14 @@ DIALECTS: Mapping[str, Dialect] = {
     ),
     "sglang": Dialect("/classify", True, _sglang, _embedding),
     "openrlhf": Dialect("", True, _openrlhf, lambda r: _last_number(r["rewards"])),
-    "retrm": Dialect("/v1/reward", False, _retrm, lambda r: _last_number(r["results"][0]["score"])),
+    # The variable that `retrm serve` itself reads: one machine, one name.
+    "retrm": Dialect(
+        "/v1/reward",
+        False,
+        _retrm,
+        lambda r: _last_number(r["results"][0]["score"]),
+        key_variable="RETRM_TOKEN",
+    ),
 }
 
 
@@ -127,7 +133,7 @@ class RemoteScorer:
         timeout_s: float = 180.0,
         retries: int = 5,
         pause_s: float = 0.5,
-        key_variable: str = KEY_VARIABLE,
+        key_variable: str | None = None,
     ) -> None:
         """Prepare to ask; nothing is sent yet.
 
@@ -140,7 +146,8 @@ class RemoteScorer:
             timeout_s: seconds of silence after which a request counts as failed.
             retries: further attempts for what may pass.
             pause_s: seconds before the second attempt; doubled for each further one.
-            key_variable: environment variable with the bearer key.
+            key_variable: environment variable with the bearer key; None = RETRM_TOKEN for `retrm`,
+                RETRM_API_KEY for the others.
 
         Raises:
             RecipeError: unknown dialect, or one that needs a renderer and got none.
@@ -155,7 +162,7 @@ class RemoteScorer:
                 "--model NAME or a folder that holds it"
             )
         target = _address(url, self.dialect.path)
-        self.name = f"{dialect}:{target.copy_with(username=None, password=None)}"
+        self.name = f"{dialect}:{without_password(str(target))}"
         mark = "" if renderer is None else _mark(renderer)
         self.identity = f"{self.name} {served_model or ''} {mark}".strip()
         self.renderer = renderer
@@ -167,8 +174,17 @@ class RemoteScorer:
             timeout_s=timeout_s,
             retries=retries,
             pause_s=pause_s,
-            key_variable=key_variable,
+            key_variable=key_variable or self.dialect.key_variable,
         )
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What is known here of what its scores hang on; the server says nothing of its arithmetic."""
+        made = {} if self.served_model is None else {"served_model": self.served_model}
+        if self.renderer is not None:
+            made["tokenizer"] = hash_tokenizer(self.renderer.tokenizer)
+            made["template"] = hash_text(self.renderer.template_text)
+        return made
 
     def score(self, answers: Sequence[Answer]) -> np.ndarray:
         """(n,) raw scores, in order; the first fault ends all requests.
@@ -217,21 +233,7 @@ def _mark(renderer: ChatRenderer) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
-def without_password(text: str) -> str:
-    """An address as it may be shown: `http://user:secret@host` -> `http://host`; others as they are."""
-    return re.sub(r"(?<=://)[^/?#]*@", "", text)
-
-
 def _address(url: str, path: str) -> httpx.URL:
-    try:
-        parsed = httpx.URL(url.rstrip("/"))
-    except httpx.InvalidURL as error:
-        raise EndpointError(
-            f"got the url {without_password(url)!r}: {error}. Expected http://HOST:PORT"
-        ) from error
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise EndpointError(
-            f"got the url {without_password(url)!r}; expected one like http://HOST:PORT"
-        )
+    parsed = checked_url(url)
     before = parsed.path.rstrip("/")
     return parsed.copy_with(path=before if before.endswith(path) else before + path)

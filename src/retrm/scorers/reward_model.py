@@ -5,7 +5,7 @@
 >>> rm.rank("What is 3 + 4?", ["The answer is 7.", "It is 8."])           # doctest: +SKIP
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +19,14 @@ from retrm.backbone.generate import sample
 from retrm.backbone.remote import open_backbone
 from retrm.backbone.sampled import Sampled
 from retrm.engines.base import Engine
-from retrm.errors import DataError, FingerprintError, OverlongError, RenderError, SelfTestError
+from retrm.errors import (
+    DataError,
+    FingerprintError,
+    OverlongError,
+    RecipeError,
+    RenderError,
+    SelfTestError,
+)
 from retrm.features.read import (
     Overlong,
     Progress,
@@ -39,7 +46,7 @@ from retrm.heads.card import model_card
 from retrm.records import Answer, Prompt
 from retrm.scorers.base import check_scores
 from retrm.scorers.running import RunningScores, check_exact, check_prunable
-from retrm.scorers.together import judge_chunks, judged
+from retrm.scorers.together import judged
 
 SELFTEST_TOLERANCE = {"float32": 1e-4, "float64": 1e-4}  # relative to 1 + |score|
 SELFTEST_TOLERANCE_LOW_PRECISION = 5e-2
@@ -73,6 +80,10 @@ class TokenScores:
         contributions: what each token adds to the score.
         running: the score if the answer ended there.
         score: of the whole answer.
+        layers: those of `by_layer`, ascending; empty where it is None.
+        by_layer: (tokens, layers) what each layer adds to the reward of each token: rows sum to
+            `rewards`, the bias being spread evenly over the layers. None where it was not asked for, or
+            where the head does not add layers up.
     """
 
     tokens: tuple[str, ...]
@@ -81,6 +92,8 @@ class TokenScores:
     contributions: np.ndarray
     running: np.ndarray
     score: float
+    layers: tuple[int, ...] = ()
+    by_layer: np.ndarray | None = None
 
 
 class RewardModel:
@@ -171,19 +184,6 @@ class RewardModel:
             on_progress=on_progress,
         )
         return judged(self.name, self, rows, reading).scores
-
-    def score_chunks(
-        self, chunks: Iterable[Sequence[Answer]], *, overlong: Overlong = "error"
-    ) -> Iterator[np.ndarray]:
-        """The scores of each chunk of a stream, in order; those that `score` gives for it.
-
-        On workers many chunks are under way together.
-
-        Raises:
-            OverlongError, RenderError, ScoreError: naming the record.
-        """
-        for found in judge_chunks({self.name: self}, chunks, overlong=overlong):
-            yield found[self.name].scores
 
     @property
     def identity(self) -> str:
@@ -282,18 +282,56 @@ class RewardModel:
         order = np.argsort(-scores, kind="stable")
         return [RankedCandidate(candidates[i], float(scores[i]), int(i)) for i in order]
 
+    @property
+    def shows_tokens(self) -> bool:
+        """Whether the score comes from the tokens of the answer, so that `token_scores` can say how."""
+        recipe = self.artifact.recipe
+        return recipe.source != "log_probability" and recipe.pooling != "prompt_end"
+
+    @property
+    def added_layers(self) -> tuple[int, ...]:
+        """Layers whose parts add up to the reward of a token; empty where the head does not add."""
+        is_of_states = self.artifact.recipe.source == "states" and self.shows_tokens
+        if not (is_of_states and self.artifact.head.adds_layers):
+            return ()
+        return tuple(layer for layer, _ in self.reducer.wanted)
+
     def token_scores(self, prompt: PromptLike, response: str) -> TokenScores:
-        """What the reward looks at in one answer."""
+        """What the reward looks at in one answer.
+
+        Raises:
+            RecipeError: the score does not come from the tokens of the answer.
+        """
         return self.token_scores_of(Answer.of(prompt, response))
 
-    def token_scores_of(self, answer: Answer) -> TokenScores:
+    def token_scores_of(self, answer: Answer, *, by_layer: bool = False) -> TokenScores:
         """The same for a row of a table (sampled token ids are used where they are known)."""
         (rendered,) = render_all(self.backbone, [answer]).rendered
+        return self.token_scores_rendered(rendered, by_layer=by_layer)
+
+    def token_scores_rendered(self, rendered: Rendered, *, by_layer: bool = False) -> TokenScores:
+        """The same for an answer that is already token ids.
+
+        Args:
+            rendered: prompt and answer with the answer's span.
+            by_layer: also say what each layer adds; see `added_layers` for whether it can be said.
+
+        Raises:
+            RecipeError: the score does not come from the tokens of the answer.
+        """
+        if not self.shows_tokens:
+            raise RecipeError(
+                f"{self.name} reads {self._read_in_words}: its score has no parts that belong to single "
+                "tokens of the answer. Ask for the score alone, or use a model that reads their states "
+                "(pooling last, mean, max or tokens)"
+            )
         recipe = replace(self.artifact.recipe, pooling="tokens")
         reducer = Reducer(recipe, self.backbone, bases=self.artifact.bases)
         values = read_rendered(self.backbone, [rendered], reducer).values.float()
+        layers = self.added_layers if by_layer else ()
         with torch.no_grad():
             view = self.artifact.head.token_view(values, self.artifact.recipe.pooling)
+            parts = self.artifact.head.layer_rewards(values, len(layers)) if layers else None
         pieces = self.backbone.renderer.pieces(rendered.ids[rendered.start : rendered.stop])
         return TokenScores(
             tokens=tuple(pieces),
@@ -302,7 +340,14 @@ class RewardModel:
             contributions=view.contributions.numpy(),
             running=view.running.numpy(),
             score=view.score,
+            layers=layers,
+            by_layer=None if parts is None else parts.numpy(),
         )
+
+    @property
+    def _read_in_words(self) -> str:
+        is_of_prompt = self.artifact.recipe.pooling == "prompt_end"
+        return "the end of the prompt" if is_of_prompt else "log-probabilities of the whole answer"
 
     def score_rendered(self, rendered: Sequence[Rendered]) -> np.ndarray:
         """Scores of answers that are already token ids; for the self-test and the service."""

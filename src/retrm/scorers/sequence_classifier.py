@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from retrm.backbone.base import Rendered
+from retrm.backbone.fingerprint import hash_text, hash_tokenizer
 from retrm.backbone.render import ChatRenderer
 from retrm.errors import BackboneError
 from retrm.features.read import render_all
@@ -80,6 +81,17 @@ class SequenceClassifier:
         return total.hexdigest()[:16]
 
     @property
+    def provenance(self) -> dict[str, str]:
+        """What its logits hang on: hashes of vocabulary and template, arithmetic, place."""
+        weight = next(self.model.parameters())
+        return {
+            "tokenizer": hash_tokenizer(self.renderer.tokenizer),
+            "template": hash_text(self.renderer.template_text),
+            "dtype": str(weight.dtype).removeprefix("torch."),
+            "device": str(weight.device),
+        }
+
+    @property
     def context_length(self) -> int:
         """Most tokens it takes; a million where its config does not say."""
         return getattr(self.model.config, "max_position_embeddings", None) or 1 << 20
@@ -108,6 +120,10 @@ class SequenceClassifier:
             n_tokens[row], is_cut[row] = len(rendered.ids), cut
         check_scores(scores[list(read.rows)], [answers[i] for i in read.rows], self.name)
         return Judgement(scores, n_tokens, is_cut)
+
+    def score_rendered(self, rendered: Sequence[Rendered]) -> np.ndarray:
+        """(n,) raw logits of conversations that are already token ids, read one by one."""
+        return np.array([self._logit(one) for one in rendered], dtype=np.float64)
 
     @torch.inference_mode()
     def _logit(self, rendered: Rendered) -> float:

@@ -9,6 +9,7 @@ parties add theirs through the entry-point group `retrm.benchmarks`.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 
@@ -39,12 +40,29 @@ def names() -> list[str]:
     return [*BENCHMARKS, *(name for name in others if name not in BENCHMARKS)]
 
 
-def benchmark(name: str) -> Benchmark:
+def benchmark(name: str, *, threshold: float | None = None) -> Benchmark:
     """The benchmark called `name`.
 
+    Args:
+        name: of ours or of an installed plug-in.
+        threshold: that scores of steps are held against; None = the benchmark's own, 0 for raw scores.
+            Benchmarks that hold scores against nothing stay as they are.
+
     Raises:
-        RecipeError: no such benchmark, here or among installed plug-ins.
+        RecipeError: no such benchmark, here or among installed plug-ins, or `threshold` is not finite.
     """
+    found = _named(name)
+    if threshold is None or not has_threshold(found):
+        return found
+    return replace(found, threshold=threshold)  # type: ignore[type-var]
+
+
+def has_threshold(rule: Benchmark) -> bool:
+    """Whether the benchmark holds scores against a number that can be chosen."""
+    return "threshold" in getattr(rule, "__dataclass_fields__", {})
+
+
+def _named(name: str) -> Benchmark:
     if name in BENCHMARKS:
         module, _, cls = BENCHMARKS[name].partition(":")
         return getattr(import_module(module), cls)()

@@ -7,8 +7,7 @@ of scores that were computed long ago. Everything that the official rule needs b
 stands in `Item.facts` (plain JSON), so that figures can be computed again without data or model.
 
 A step benchmark is no exception: an answer that is judged step by step is a list of prefixes, the
-candidate i ending with step i. A scorer that can give all of them in one reading may
-(`scorers.base.PrefixScorer`).
+candidate i ending with step i. Every prefix is read as an answer of its own.
 """
 
 import hashlib
@@ -210,7 +209,7 @@ class Benchmark(Protocol):
         ...
 
 
-def _draw(seed: int, id_: str) -> bytes:
+def drawn_by(seed: int, id_: str) -> bytes:
     """A number that depends on seed and id only, so the same items are drawn whatever stands around."""
     return hashlib.sha256(f"{seed}\x00{id_}".encode()).digest()
 
@@ -221,7 +220,7 @@ def _whole_clusters(items: Sequence[Item], limit: int, seed: int) -> set[str]:
     for item in items:
         clusters.setdefault(item.cluster, []).append(item.id)
     kept: set[str] = set()
-    for cluster in sorted(clusters, key=lambda cluster: _draw(seed, cluster)):
+    for cluster in sorted(clusters, key=lambda cluster: drawn_by(seed, cluster)):
         if kept and len(kept) + len(clusters[cluster]) > limit:
             break
         kept |= set(clusters[cluster])

@@ -22,7 +22,7 @@ from retrm.evaluation.benchmarks.base import (
     ScoredItem,
     clusters_of,
 )
-from retrm.evaluation.benchmarks.pairs import Pairs, labelled_pairs
+from retrm.evaluation.benchmarks.pairs import Pairs, labelled_pairs, labels_of
 from retrm.evaluation.benchmarks.source import Source
 from retrm.metrics import (
     PromptStatistic,
@@ -141,11 +141,11 @@ class BestOfNBenchmark:
         Raises:
             DataError: the item has not one label a candidate.
         """
-        return labelled_pairs(_labels(item))
+        return labelled_pairs(labels_of(item, BestOfNBenchmark.name))
 
     def is_right(self, item: ScoredItem) -> bool | None:
         """Whether the candidate that is kept is right; where several share the top, all of them."""
-        labels = np.asarray(_labels(item))
+        labels = np.asarray(labels_of(item, BestOfNBenchmark.name))
         return bool((labels[item.scores == item.scores.max()] == 1).all())
 
 
@@ -164,22 +164,12 @@ class _Rows:
         keys: list[str | None] = []
         ids: list[str] = []
         for item, cluster in zip(items, clusters_of(items), strict=True):
-            found = _labels(item)
+            found = labels_of(item, BestOfNBenchmark.name)
             labels += found
             keys += item.facts.get("keys") or [None] * len(found)
             ids += [cluster] * len(found)
         scores = np.concatenate([item.scores for item in items])
         return cls(scores, np.array(labels, dtype=np.float64), ids, keys)
-
-
-def _labels(item: ScoredItem) -> list[float]:
-    found = item.facts.get("labels", ())
-    if len(found) != len(item.scores):
-        raise DataError(
-            f"the item {item.id!r} has {len(found)} labels for {len(item.scores)} scores; "
-            "expected one each. Perhaps the scores are of another benchmark"
-        )
-    return list(found)
 
 
 def steps(n: int) -> list[int]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from retrm.data.formats import parse
+from retrm.data.detect import parse
 from retrm.data.read import Record
 from retrm.data.values import EmptyAnswerError
 from retrm.evaluation.benchmarks.base import (
@@ -38,6 +38,8 @@ REASONS = {
     "identical": "both replies are the same text",
 }
 BLANK = "a reply is blank"
+FOLDERS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
+"""Of the published data, each with a `test.jsonl`."""
 
 
 class HHRLHF(DecidedByPairs):
@@ -46,7 +48,7 @@ class HHRLHF(DecidedByPairs):
     name = "hh_rlhf"
     title = "HH-RLHF"
     hub: tuple[str, ...] = ("hub:Anthropic/hh-rlhf:test",)
-    pattern = ("test.jsonl*", "*/test.jsonl*")
+    pattern = ("test.jsonl*", *(f"{name}/test.jsonl*" for name in FOLDERS), "*/test.jsonl*")
     paper = "Bai et al. 2022, arXiv 2204.05862"
 
     def read(self, source: Source) -> BenchmarkData:

@@ -48,6 +48,21 @@ def labelled_pairs(labels: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return each_beats(right, wrong)
 
 
+def labels_of(item: ScoredItem, name: str) -> list[float]:
+    """The label of every candidate, as best_of_n and ppe_correctness have them.
+
+    Raises:
+        DataError: the item of `name` has not one each.
+    """
+    labels = item.facts.get("labels", ())
+    if len(labels) != len(item.scores):
+        raise DataError(
+            f"the item {item.id!r} of {name} has {len(labels)} labels for {len(item.scores)} "
+            "candidates; expected one each. Perhaps the scores are of another benchmark"
+        )
+    return list(labels)
+
+
 def wins_all(item: ScoredItem, pairs: Pairs) -> bool | None:
     """Whether the winner of every pair scores above its loser; None without any pair.
 

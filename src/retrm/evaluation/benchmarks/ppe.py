@@ -59,6 +59,7 @@ from retrm.evaluation.benchmarks.source import (
     as_text,
     choice_field,
     field,
+    id_field,
     list_field,
     text_field,
 )
@@ -246,7 +247,7 @@ def _vote(record: Record) -> Item | None:
         return None
     answers = answers_of(text_field(record, "prompt"), texts, where)
     return Item(
-        id=str(field(record, "question_id")),
+        id=id_field(record, "question_id"),
         subset="votes",
         cluster=answers[0].prompt_id,
         answers=answers,
@@ -347,7 +348,7 @@ def _candidates(record: Record, subset: str) -> Item | None:
         return None
     answers = answers_of(text_field(record, "prompt"), texts, where)
     model = record.fields.get("model_name")
-    name = str(field(record, "question_id"))
+    name = id_field(record, "question_id")
     return Item(
         # A question is answered by one model or by several.
         id=f"{subset}:{name}" + (f":{model}" if model else ""),

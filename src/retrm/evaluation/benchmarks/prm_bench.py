@@ -44,9 +44,8 @@ from retrm.evaluation.benchmarks.base import (
     count_notes,
 )
 from retrm.evaluation.benchmarks.composed import MeanOfParts
-from retrm.evaluation.benchmarks.pairs import Pairs
 from retrm.evaluation.benchmarks.source import Source, choice_field, field, text_field
-from retrm.evaluation.benchmarks.steps import checked_threshold, fact, prefixes_of, steps_field
+from retrm.evaluation.benchmarks.steps import DecidedByThreshold, fact, prefixes_of, steps_field
 from retrm.metrics import PromptStatistic, SumsStatistic, sums_statistic
 from retrm.records import Prompt
 
@@ -74,26 +73,14 @@ _SIMILARITY = "similarity to the correct control"
 
 
 @dataclass(frozen=True)
-class PRMBench:
-    """PRMBench with a threshold on raw scores.
-
-    Attributes:
-        threshold: a step is good above it: 0 for logits, 0.5 for probabilities.
-
-    Raises:
-        RecipeError: `threshold` is not finite.
-    """
-
-    threshold: float = 0.0
+class PRMBench(DecidedByThreshold):
+    """PRMBench: a step is good above the threshold."""
 
     name: ClassVar[str] = "prm_bench"
     title: ClassVar[str] = "PRMBench"
     hub: ClassVar[tuple[str, ...]] = ("hub:hitsmy/PRMBench_Preview:train",)
     pattern: ClassVar[tuple[str, ...]] = ("*.jsonl", "*.jsonl.gz")
     paper: ClassVar[str] = "Song et al. 2025, arXiv 2501.03124"
-
-    def __post_init__(self) -> None:
-        checked_threshold(self.threshold)
 
     def read(self, source: Source) -> BenchmarkData:
         """One item a solution, one candidate a step; controls are items of the subset "correct".
@@ -127,10 +114,6 @@ class PRMBench:
             DataError: items of another benchmark, or controls alone.
         """
         return _Table(items, self.threshold).figures()
-
-    def pairs(self, item: ScoredItem) -> Pairs:
-        """None: steps are judged one by one."""
-        return ()
 
     def is_right(self, item: ScoredItem) -> bool | None:
         """Whether every step of the solution is judged right, at the threshold."""

@@ -38,14 +38,13 @@ from retrm.evaluation.benchmarks.base import (
     count_notes,
     share,
 )
-from retrm.evaluation.benchmarks.pairs import Pairs
 from retrm.evaluation.benchmarks.source import (
     Source,
     choice_field,
     integer_field,
     text_field,
 )
-from retrm.evaluation.benchmarks.steps import checked_threshold, fact, prefixes_of, steps_field
+from retrm.evaluation.benchmarks.steps import DecidedByThreshold, fact, prefixes_of, steps_field
 from retrm.metrics import SumsStatistic, sums_statistic
 
 SPLITS = {"gsm8k": 400, "math": 1000, "olympiadbench": 1000, "omnimath": 1000}
@@ -53,26 +52,14 @@ TUNED_ON = "gsm8k"
 
 
 @dataclass(frozen=True)
-class ProcessBench:
-    """ProcessBench with a threshold on raw scores.
-
-    Attributes:
-        threshold: a step is wrong below it: 0 for logits, 0.5 for probabilities.
-
-    Raises:
-        RecipeError: `threshold` is not finite.
-    """
-
-    threshold: float = 0.0
+class ProcessBench(DecidedByThreshold):
+    """ProcessBench: a step is wrong below the threshold."""
 
     name: ClassVar[str] = "process_bench"
     title: ClassVar[str] = "ProcessBench"
     hub: ClassVar[tuple[str, ...]] = tuple(f"hub:Qwen/ProcessBench:{split}" for split in SPLITS)
     pattern: ClassVar[tuple[str, ...]] = ("*.json", "*.json.gz", "*.jsonl", "*.jsonl.gz")
     paper: ClassVar[str] = "Zheng et al. 2024, arXiv 2412.06559"
-
-    def __post_init__(self) -> None:
-        checked_threshold(self.threshold)
 
     def read(self, source: Source) -> BenchmarkData:
         """One item a solution, one candidate a step; the split is told by the id ("math-17").
@@ -101,10 +88,6 @@ class ProcessBench:
             tuned = best_threshold([item.scores for item in gsm8k], labels[rows[TUNED_ON]])
             made += _table(items, labels, splits, tuned, is_official=False)
         return [*made, *_right_answer_wrong_step(items, labels, splits, self.threshold)]
-
-    def pairs(self, item: ScoredItem) -> Pairs:
-        """None: steps are judged one by one."""
-        return ()
 
     def is_right(self, item: ScoredItem) -> bool | None:
         """Whether the first wrong step is predicted exactly, at the threshold."""

@@ -39,6 +39,7 @@ from retrm.evaluation.benchmarks.base import (
     clusters_of,
     count_notes,
 )
+from retrm.evaluation.benchmarks.composed import MeanOfParts
 from retrm.evaluation.benchmarks.pairs import DecidedByPairs, Pairs, first_beat_rest
 from retrm.evaluation.benchmarks.source import (
     Source,
@@ -49,7 +50,7 @@ from retrm.evaluation.benchmarks.source import (
     texts_field,
 )
 from retrm.evaluation.benchmarks.steps import fact
-from retrm.metrics import SumsStatistic, sums_statistic
+from retrm.metrics import sums_statistic
 
 TIES = "Ties"
 COUNTS: Mapping[str, int] = {
@@ -307,7 +308,7 @@ def _overall(
     return Figure(
         metric="mean of subsets",
         subset="",
-        statistic=_mean([figure.statistic for figure in subsets], len(items)),
+        statistic=MeanOfParts([figure.statistic for figure in subsets]),
         n=len(items),
         n_ties=sum(figure.n_ties for figure in subsets),
         is_headline=True,
@@ -315,16 +316,3 @@ def _overall(
         is_official=not missing,
         note=f"RewardBench 2 without {', '.join(missing)}" if missing else "",
     )
-
-
-def _mean(statistics: Sequence[SumsStatistic], n: int) -> SumsStatistic:
-    """Plain mean of statistics over the same clusters, with `n` rows behind it."""
-    ends = np.cumsum([0, *(statistic.sums.shape[1] for statistic in statistics)])
-
-    def function(sums: np.ndarray) -> np.ndarray:
-        parts = zip(statistics, ends[:-1], ends[1:], strict=True)
-        values = [statistic.function(sums[:, low:high]) for statistic, low, high in parts]
-        return np.mean(values, axis=0)
-
-    columns = np.hstack([statistic.sums for statistic in statistics])
-    return SumsStatistic(statistics[0].prompts, columns, function, n)

@@ -1,7 +1,8 @@
 """Where a benchmark's records lie: a folder, a file, or hub data sets.
 
 Parts are named after files without folder and suffix ("chat_filtered"), or after the hub's config or
-split, since several benchmarks tell their subsets by file only.
+split, since several benchmarks tell their subsets by file only. Places of records begin with the path that was
+given, since many benchmarks call their files alike.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,7 +12,9 @@ from typing import Any
 
 from retrm.data.messages import kind_of
 from retrm.data.read import HUB_PREFIX, Record, read_records, records_of
-from retrm.errors import DataError, did_you_mean
+from retrm.errors import DataError, MissingExtraError, did_you_mean
+
+ANY_FOLDER = "*/"
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Source:
     """Parts of a benchmark, in a fixed order.
 
     Attributes:
-        name: for messages.
+        name: for messages: the path, or the benchmark where it has several homes on the hub.
         parts: in order of their paths.
     """
 
@@ -65,29 +68,83 @@ def open_source(
     Args:
         data: a folder, one file, ``hub:owner/name...``, "hub" or None = the benchmark's own home.
         hub: its home on the hub.
-        pattern: globs of its files inside a folder.
+        pattern: globs of its files inside a folder; one that begins with ``*/`` is tried where the
+            others find nothing, and must find all its files in one folder.
         name: of the benchmark, for messages.
 
     Raises:
-        DataError: nothing there, or no file of the folder fits.
+        DataError: nothing there, no file of the folder fits, several folders do, or the home on the
+            hub cannot be read.
+        MissingExtraError: the hub without the extra ``hub``.
     """
     if data is None or str(data) == "hub":
-        if not hub:
-            raise DataError(f"{name} has no home on the hub; give its files with --data PATH")
-        return Source(name, tuple(_hub_part(source) for source in hub))
+        return Source(name, _home_of(name, hub))
     if str(data).startswith(HUB_PREFIX):
-        return Source(name, (_hub_part(str(data)),))
+        return Source(str(data), (_hub_part(str(data)),))
     path = Path(data)
     if not path.is_dir():
-        return Source(name, (Part(_stem(path), "", read_records(path)),))
-    found = sorted({file for glob in pattern for file in path.glob(glob)})
+        return Source(str(path), (Part(_stem(path), "", _placed(path)),))
+    found = _files_in(path, pattern, name)
+    folders = {file.parent for file in found}
+    place = str(folders.pop() if len(folders) == 1 else path)
+    return Source(place, tuple(_file_part(file, path) for file in found))
+
+
+def _home_of(name: str, hub: Sequence[str]) -> tuple[Part, ...]:
+    """The parts of a benchmark at its own home."""
+    remedy = f"give its files with --data PATH; retrm data benchmarks says which of {name} are read"
+    if not hub:
+        raise DataError(f"{name} has no home on the hub; {remedy}")
+    try:
+        return tuple(_hub_part(source) for source in hub)
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{error}. Or {remedy}") from error
+    except DataError as error:
+        reason = str(error).partition(". Check owner")[0]
+        raise DataError(
+            f"{name} was looked for at its home on the hub, since --data was not given: {reason}. "
+            f"Without network {remedy}"
+        ) from error
+
+
+def _files_in(path: Path, pattern: Sequence[str], name: str) -> list[Path]:
+    """The benchmark's files, of one folder where only its place tells that they are its own."""
+    plain = [glob for glob in pattern if not glob.startswith(ANY_FOLDER)]
+    found = {file for glob in plain for file in path.glob(glob)}
+    if not found:
+        found = {file for glob in pattern for file in path.glob(glob)}
+        folders = sorted({file.parent.name for file in found})
+        if len(folders) > 1:
+            likely = next((folder for folder in folders if name in folder), folders[0])
+            raise DataError(
+                f"{path} holds a {sorted(found)[0].name} in {len(folders)} folders "
+                f"({', '.join(folders)}), and {name} may be any of them; expected one. Name it, for "
+                f"example --data {name}={path / likely}"
+            )
     if not found:
         there = sorted(entry.name for entry in path.iterdir())[:8]
         raise DataError(
             f"{path} has no file of {name}; expected {' or '.join(pattern)}, found "
             f"{', '.join(there) or 'nothing'}. Give the folder that holds its files"
         )
-    return Source(name, tuple(_file_part(file, path) for file in found))
+    return sorted(found)
+
+
+def _placed(file: Path) -> Iterator[Record]:
+    """Records whose places, also in what `read_records` refuses, begin with the whole path."""
+    records = read_records(file)
+    folder = str(file)[: -len(file.name)]
+
+    def of_path() -> Iterator[Record]:
+        try:
+            for record in records:
+                yield Record(record.fields, folder + record.where)
+        except DataError as error:
+            if folder and str(error).startswith(file.name):
+                raise type(error)(folder + str(error)) from error
+            raise
+
+    return of_path()
 
 
 def places_of(data: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:
@@ -129,7 +186,7 @@ def places_of(data: Sequence[str], names: Sequence[str]) -> dict[str, str | None
 
 def _file_part(file: Path, root: Path) -> Part:
     folder = file.parent.relative_to(root).as_posix()
-    return Part(_stem(file), "" if folder == "." else folder, read_records(file))
+    return Part(_stem(file), "" if folder == "." else folder, _placed(file))
 
 
 def _hub_part(source: str) -> Part:

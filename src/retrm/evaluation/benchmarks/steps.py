@@ -12,11 +12,13 @@ by each. Raw scores of a head that was fitted on outcomes need not be calibrated
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from retrm.data.read import Record
 from retrm.errors import DataError, RecipeError
 from retrm.evaluation.benchmarks.base import ScoredItem, answers_of
+from retrm.evaluation.benchmarks.pairs import Pairs
 from retrm.evaluation.benchmarks.source import as_text, list_field
 from retrm.records import Answer
 
@@ -46,17 +48,29 @@ def steps_field(record: Record, name: str) -> tuple[str, ...]:
     )
 
 
-def checked_threshold(threshold: float) -> None:
-    """Refuse a threshold that scores cannot be compared with.
+@dataclass(frozen=True)
+class DecidedByThreshold:
+    """What benchmarks inherit whose steps are judged one by one, against a number.
+
+    Attributes:
+        threshold: where scores of good and wrong steps part: 0 for logits, 0.5 for probabilities.
 
     Raises:
-        RecipeError: it is NaN or infinite.
+        RecipeError: `threshold` is not finite.
     """
-    if not math.isfinite(threshold):
-        raise RecipeError(
-            f"got threshold={threshold}; expected a finite number on the scale of raw scores, 0 for "
-            "logits or 0.5 for probabilities"
-        )
+
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.threshold):
+            raise RecipeError(
+                f"got threshold={self.threshold}; expected a finite number on the scale of raw "
+                "scores, 0 for logits or 0.5 for probabilities"
+            )
+
+    def pairs(self, item: ScoredItem) -> Pairs:
+        """None: no step is preferred to another."""
+        return ()
 
 
 def fact(item: ScoredItem, name: str, title: str) -> Any:

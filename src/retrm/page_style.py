@@ -1,10 +1,24 @@
-"""The style sheet of pages: light or dark as the reader's system is, readable on paper."""
+"""How every page looks: light or dark as the reader's system is, readable on paper, one heat map.
 
-STYLE = """
-:root{--ink:#1d2226;--muted:#5c666e;--page:#fbfaf8;--card:#fff;--line:#dcdfe2;--accent:#0072B2;
---good:#00795a;--bad:#b84a00;--open:#6b7480;--soft:#f1f3f4}
-@media (prefers-color-scheme:dark){:root{--ink:#e8eaec;--muted:#a3adb5;--page:#15181b;--card:#1e2226;
---line:#363d43;--accent:#6cbcf0;--good:#4fcf9f;--bad:#ff9a5c;--open:#a3adb5;--soft:#262b30}}
+Reports are drawn when a run is over, the playground is alive; both take colours and words from here.
+
+A value is shown by one of `HEAT_LEVELS` shades: |value - middle| / reach, with reach the
+`HEAT_REACH_QUANTILE` of those distances, so that one huge token (often the first) does not pale all
+others.
+"""
+
+_LIGHT = """--ink:#1d2226;--muted:#5c666e;--page:#fbfaf8;--card:#fff;--line:#dcdfe2;--accent:#0072B2;
+--good:#00795a;--bad:#b84a00;--open:#6b7480;--soft:#f1f3f4"""
+_DARK = """--ink:#e8eaec;--muted:#a3adb5;--page:#15181b;--card:#1e2226;
+--line:#363d43;--accent:#6cbcf0;--good:#4fcf9f;--bad:#ff9a5c;--open:#a3adb5;--soft:#262b30"""
+# `data-theme` is for pages that have a switch; without it the reader's system decides.
+STYLE = (
+    f"""
+:root{{{_LIGHT}}}
+@media (prefers-color-scheme:dark){{:root:not([data-theme=light]){{{_DARK}}}}}
+:root[data-theme=dark]{{{_DARK}}}
+""".strip()
+    + """
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:17px/1.55 system-ui,sans-serif}
 main{max-width:66rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}
@@ -50,4 +64,24 @@ dt{font-weight:600}dd{margin:0}
 summary{cursor:pointer;color:var(--accent);margin:.6rem 0}
 @media (max-width:40rem){dl{grid-template-columns:1fr}h1{font-size:1.8rem}}
 @media print{body{background:#fff}.verdict,figure{break-inside:avoid}}
-""".strip()
+"""
+)
+"""Style sheet of all pages."""
+
+HEAT_LEVELS = 5
+HEAT_REACH_QUANTILE = 0.98
+HEAT_STRENGTH = 0.6
+"""Opacity of the strongest shade; text stays readable on it, in light and dark."""
+HEAT_COLOURS = {"up": (0, 114, 178), "down": (213, 94, 0), "gate": (0, 158, 115)}
+"""Red, green, blue of what raises, what lowers, and of weights; of Okabe and Ito (2008)."""
+HEAT_WORDS = "what a token adds to the score, blue raises it, orange lowers it"
+
+
+def heat_style() -> str:
+    """Classes up1..up5, down1..down5, gate1..gate5, from pale to strong."""
+    return "".join(
+        f".{name}{level}{{background:rgba({red},{green},{blue},"
+        f"{HEAT_STRENGTH * level / HEAT_LEVELS:.2f})}}"
+        for name, (red, green, blue) in HEAT_COLOURS.items()
+        for level in range(1, HEAT_LEVELS + 1)
+    )
