@@ -329,6 +329,8 @@ def soak(
         f"Soak: {args.soak_clients} clients, {args.soak:g} s; {told}. Resident memory without mapped files, "
         f"MB: {memory[0]:.0f} at the start, {settled[0]:.0f} after a quarter, {memory[-1]:.0f} at the end."
     )
+    closed = counts["malformed, connection closed"]
+    report.target("soak: malformed requests without a reply", 0, closed, at_least=False)
     report.target("soak: wrong scores", 0, counts["wrong score"], at_least=False)
     report.target("soak: replies of 500 and above", 0, counts["5xx"], at_least=False)
     report.target(
@@ -384,11 +386,16 @@ async def _one(
         reply = await client.post(url + path, json=body)
     else:
         content = _malformed(answers[row], draw) if kind == "malformed" else _huge(draw)
-        reply = await client.post(
-            f"{url}{draw.choice(('/v1/reward', '/classify', '/get_reward', '/score'))}",
-            content=content,
-            headers={"content-type": "application/json"},
-        )
+        path = draw.choice(("/v1/reward", "/classify", "/get_reward", "/score"))
+        try:
+            reply = await client.post(
+                url + path, content=content, headers={"content-type": "application/json"}
+            )
+        except httpx.TransportError:
+            # A body beyond the limit is not read to its end, which a client that still sends may
+            # learn as a closed connection; nothing else may be closed.
+            counts[f"{kind}, connection closed"] += 1
+            return
     counts[f"status {reply.status_code}"] += 1
     counts["5xx"] += reply.status_code >= 500
     if kind == "valid":
