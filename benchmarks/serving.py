@@ -89,7 +89,9 @@ def prepare(args: argparse.Namespace, made: Path) -> tuple[RewardModel, list[Ans
     folder, exported = made / METHOD, made / "exported"
     model.save(folder)
     export_sequence_classifier(model, exported, bias="drop")
-    return model, list(table.answers[: args.answers]), folder, exported
+    # Clients send text: an answer's sampled ids, and that it was cut, are unknown to a server.
+    answers = [Answer.of(one.prompt, one.response) for one in table.answers[: args.answers]]
+    return model, answers, folder, exported
 
 
 # --------------------------------------------------------------------------------------- servers
