@@ -34,13 +34,14 @@ def reward_model(
 
 
 def random_head(name: str, n_features: int, *, seed: int = 0, **options: Any) -> Head:
-    """A head with random weights; a linear one would begin at zero."""
+    """A head with random weights; a linear one and the objectives of a mixture would begin at zero."""
     head = make_head(name, n_features, options)
     generator = torch.Generator().manual_seed(seed)
     head.reset(generator)
-    if name == "linear":
+    if name in ("linear", "mixture"):
         with torch.no_grad():
-            head.weight.copy_(torch.randn(n_features, generator=generator) / n_features**0.5)
+            drawn = torch.randn(head.weight.shape, generator=generator)
+            head.weight.copy_(drawn / n_features**0.5)
     return head.eval()
 
 

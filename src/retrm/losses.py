@@ -14,6 +14,7 @@ Sources: bce, hinge, pairwise ("dpo"), infonca and nca as in the code of ELHSR/S
 2505.12225); Bradley-Terry with margin as in Llama 2 (arXiv 2307.09288). Only `bce` gives scores a
 probability reading; the scores of the others have an arbitrary zero. Everything is computed through
 log-sigmoid and log-sum-exp, so scores of +-1e4 give finite values and gradients in float32.
+What can be added to the loss of pairs stands in `pair_options.py`.
 """
 
 from collections.abc import Callable
@@ -26,10 +27,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from retrm.errors import LabelError, RecipeError, ScoreError, ShapeError, did_you_mean
+from retrm.pair_options import PLAIN, PairOptions
 
 Scores = Float[Tensor, " candidates"]
 Labels = Float[Tensor, " candidates"]
 Groups = Int[Tensor, " candidates"]
+Pairs = Float[Tensor, " pairs"]
+
+BARRIER = 5.0  # scores that the log barrier keeps apart from
+_SMALLEST_SQUARE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -75,42 +81,124 @@ def hinge(scores: Scores, labels: Labels) -> Float[Tensor, ""]:
 
 
 def bradley_terry(
-    chosen: Float[Tensor, " pairs"],
-    rejected: Float[Tensor, " pairs"],
-    margin: Float[Tensor, " pairs"] | None = None,
-    weights: Float[Tensor, " pairs"] | None = None,
+    chosen: Pairs,
+    rejected: Pairs,
+    margin: Pairs | None = None,
+    weights: Pairs | None = None,
+    *,
+    options: PairOptions = PLAIN,
 ) -> Float[Tensor, ""]:
-    """-log sigmoid(chosen - rejected - margin), weighted mean over pairs.
+    """-log sigmoid(chosen - rejected - margin), weighted mean over pairs, and what `options` add.
 
     Args:
         chosen: (P,) scores of the preferred candidates.
         rejected: (P,) scores of the others, in the same order.
-        margin: (P,) by how much chosen should lead, at least 0; None = no margin.
+        margin: (P,) by how much chosen should lead, or how strong the preference is, as
+            `options.margins` says; at least 0; None = no margin.
         weights: (P,) of each pair, above 0; None = all equal.
+        options: other forms of the loss of a pair, and penalties on scores. A mean over pairs is
+            divided by the sum of the weights, strengths among them: their unit is no learning rate.
 
     Raises:
         ScoreError: a score is NaN or infinite.
-        LabelError: a margin is NaN, infinite or negative.
+        LabelError: a margin is NaN, infinite or negative; or a strength is 0.
         ShapeError: shapes differ, or no pairs.
     """
+    terms = pair_terms(chosen, rejected, margin, options=options)
+    base = torch.ones_like(chosen) if weights is None else weights.to(chosen.dtype)
+    _check_same_shape(chosen, base, "chosen", "weights")
+    _, weighed = lead_and_weights(margin, base, options)
+    loss = (terms * weighed).sum() / weighed.sum()
+    return loss + _score_penalty(chosen, rejected, base / base.sum(), options)
+
+
+def pair_terms(
+    chosen: Pairs,
+    rejected: Pairs,
+    margin: Pairs | None = None,
+    *,
+    options: PairOptions = PLAIN,
+) -> Pairs:
+    """(P,) loss of each pair, before strengths weigh it and without penalties; raises as `bradley_terry`."""
     _check_scores(chosen, "chosen")
     _check_scores(rejected, "rejected")
     _check_same_shape(chosen, rejected, "chosen", "rejected scores")
-    gap = chosen - rejected
     if margin is not None:
         _check_same_shape(chosen, margin, "chosen", "margins")
-        bad = ~torch.isfinite(margin) | (margin < 0)
-        if bool(bad.any()):
-            raise LabelError(
-                f"got margin {_first(margin, bad)}; expected a finite number, 0 or more. If chosen "
-                "is the worse one, swap the pair."
-            )
-        gap = gap - margin.to(gap.dtype)
-    terms = -functional.logsigmoid(gap)
-    if weights is None:
-        return terms.mean()
-    _check_same_shape(chosen, weights, "chosen", "weights")
-    return (terms * weights).sum() / weights.sum()
+    lead, _ = lead_and_weights(margin, torch.ones_like(chosen), options)
+    gap = chosen - rejected - lead
+    if options.form == "hinge":
+        return functional.relu(-gap)
+    if options.form == "normalised":
+        # Two scores of exactly 0 have no direction; their gap stays 0.
+        size = (chosen.square() + rejected.square()).clamp_min(_SMALLEST_SQUARE)
+        return -functional.logsigmoid(gap / size.sqrt())
+    wrong = -functional.logsigmoid(gap)
+    if options.form == "focal":
+        return (1 - 2 * functional.relu(torch.sigmoid(gap) - 0.5)) ** options.gamma * wrong
+    if options.form == "absolute":
+        return wrong - functional.logsigmoid(chosen) - functional.logsigmoid(-rejected)
+    share = options.smoothing
+    return wrong if share == 0 else (1 - share) * wrong - share * functional.logsigmoid(-gap)
+
+
+def lead_and_weights(
+    margin: Pairs | None, weights: Pairs, options: PairOptions
+) -> tuple[Pairs, Pairs]:
+    """By how much each chosen answer should lead, and what the loss of its pair weighs.
+
+    Args:
+        margin: (P,) of the data; None = none.
+        weights: (P,) of the pairs, before strengths.
+        options: what margins mean.
+
+    Raises:
+        LabelError: a margin is NaN, infinite or negative, or 0 where it is a strength.
+    """
+    lead = torch.full_like(weights, options.lead)
+    if options.margins == "weight" and margin is None:
+        margin = torch.zeros_like(weights)
+    if margin is None or options.margins == "ignore":
+        return lead, weights
+    bad = ~torch.isfinite(margin) | (margin < 0)
+    if bool(bad.any()):
+        raise LabelError(
+            f"got margin {_first(margin, bad)}; expected a finite number, 0 or more. If chosen "
+            "is the worse one, swap the pair."
+        )
+    margin = margin.to(weights.dtype)
+    if options.margins == "lead":
+        return lead + options.margin_scale * margin, weights
+    bad = margin == 0
+    if bool(bad.any()):
+        raise LabelError(
+            f"got strength {_first(margin, bad)} with margins=weight; expected a number above 0 for every "
+            "pair, such as 1, 2 or 3. Add a margin column, or use margins=lead"
+        )
+    return lead, weights * margin
+
+
+def _score_penalty(chosen: Pairs, rejected: Pairs, shares: Pairs, options: PairOptions) -> Tensor:
+    """What `options` add to the loss beside the pairs; `shares` add up to 1."""
+    total = chosen.new_zeros(())
+    if options.centring:
+        total = total + options.centring * (shares * (chosen + rejected).square()).sum()
+    if options.batch_sum:
+        mean = (shares * (chosen + rejected)).sum() / 2
+        total = total + options.batch_sum * mean.square()
+    if options.score_l2:
+        squares = chosen.square() + rejected.square()
+        total = total + options.score_l2 * (shares * squares).sum()
+    if options.log_barrier:
+        barrier = _log_barrier(chosen) + _log_barrier(rejected)
+        total = total + options.log_barrier * (shares * barrier).sum()
+    return total
+
+
+def _log_barrier(scores: Tensor) -> Tensor:
+    """-log(5 - r) - log(5 + r); the cut keeps it finite and takes the gradient away outside."""
+    cut = scores.clamp(-BARRIER + 1e-3, BARRIER - 1e-3)
+    return -torch.log(BARRIER - cut) - torch.log(BARRIER + cut)
 
 
 def pairwise_logistic(

@@ -7,9 +7,12 @@
 | `harp` | every response token, post_norm, reasoning subspace | perceptron, worst token decides | BCE |
 | `elhsr` | every response token, all layers, full width | gate and reward | BCE or Bradley-Terry |
 | `retrm_elhsr` | the same in the reasoning subspace of each state point | gate and reward | BCE or Bradley-Terry |
+| `armorm` | last response token and end of the prompt, post_norm, full width | mixture of objectives | least squares, Bradley-Terry |
+| `armorm_retrm` | the same, the response token in the reasoning subspace | mixture of objectives | least squares, Bradley-Terry |
 
 Names a person types are rows of this table; every part of a row can be overridden. Sources: ReTRM
-(project note, 2025); HARP, arXiv 2509.11536; ELHSR, arXiv 2505.12225 (named SWIFT in v3).
+(project note, 2025); HARP, arXiv 2509.11536; ELHSR, arXiv 2505.12225 (named SWIFT in v3); ArmoRM, arXiv
+2406.12845, on a backbone that need not be a reward model: a weaker variant of it.
 """
 
 from collections.abc import Mapping
@@ -18,8 +21,10 @@ from typing import Any, Literal, Self
 
 from retrm.errors import RecipeError, did_you_mean
 from retrm.features.recipe import Recipe
+from retrm.mixture_options import MixtureOptions
+from retrm.pair_options import PLAIN, PairOptions
 
-Solver = Literal["convex", "gradient"]
+Solver = Literal["convex", "gradient", "mixture"]
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,12 @@ class Method:
         recipe: which states become features.
         head: name of the head, with `head_options`.
         loss: name of the loss; `auto` = Bradley-Terry where the data are preferences, else BCE.
-        solver: `convex` for heads linear in pooled features with a convex loss, else `gradient`.
+        solver: `convex` for heads linear in pooled features with a convex loss, `mixture` for the
+            mixture head, else `gradient`.
         standardise: (convex) by train mean and deviation, folded into the weights.
         gradient: options of the gradient loop.
+        loss_options: of the Bradley-Terry loss; some of them need the gradient loop.
+        mixture: options of the mixture head and its fit.
     """
 
     name: str
@@ -109,6 +117,8 @@ class Method:
     solver: Solver = "convex"
     standardise: bool = True
     gradient: GradientOptions = field(default_factory=GradientOptions)
+    loss_options: PairOptions = PLAIN
+    mixture: MixtureOptions = field(default_factory=MixtureOptions)
 
     def with_changes(
         self,
@@ -117,6 +127,8 @@ class Method:
         head: str | None = None,
         loss: str | None = None,
         gradient: Mapping[str, Any] | None = None,
+        loss_options: Mapping[str, Any] | None = None,
+        mixture: Mapping[str, Any] | None = None,
     ) -> Self:
         """This method with parts replaced; the solver follows from what is left.
 
@@ -134,9 +146,19 @@ class Method:
             head_options={} if head not in (None, self.head) else self.head_options,
             loss=loss or self.loss,
             gradient=_gradient({**_as_dict(self.gradient), **(gradient or {})}),
+            loss_options=PairOptions.from_dict(
+                {**_as_dict(self.loss_options), **(loss_options or {})}
+            ),
+            mixture=MixtureOptions.from_dict({**_as_dict(self.mixture), **(mixture or {})}),
         )
-        is_convex = changed.head == "linear" and changed.loss in CONVEX_LOSSES
-        return replace(changed, solver="convex" if is_convex else "gradient")
+        _check_loss_options(changed)
+        is_convex = (
+            changed.head == "linear"
+            and changed.loss in CONVEX_LOSSES
+            and changed.loss_options.is_convex
+        )
+        solver: Solver = "convex" if is_convex else "gradient"
+        return replace(changed, solver="mixture" if changed.head == "mixture" else solver)
 
 
 CONVEX_LOSSES = ("auto", "bce", "bradley_terry", "pairwise_logistic")
@@ -180,6 +202,20 @@ METHODS: dict[str, Method] = {
         loss="auto",
         solver="gradient",
     ),
+    "armorm": Method(
+        "armorm",
+        Recipe(context="prompt_end"),
+        "mixture",
+        loss="bradley_terry",
+        solver="mixture",
+    ),
+    "armorm_retrm": Method(
+        "armorm_retrm",
+        Recipe(subspace="reasoning:5%", context="prompt_end"),
+        "mixture",
+        loss="bradley_terry",
+        solver="mixture",
+    ),
 }
 
 ALIASES = {"swift": "elhsr"}
@@ -197,7 +233,22 @@ def method(name: str) -> Method:
     return METHODS[key]
 
 
-def _as_dict(value: Recipe | GradientOptions) -> dict[str, Any]:
+def _check_loss_options(changed: Method) -> None:
+    """Refuse options of the loss of pairs that another loss or the head leaves without a meaning."""
+    options = changed.loss_options
+    if options != PLAIN and changed.loss not in ("auto", "bradley_terry"):
+        raise RecipeError(
+            f"got loss options {', '.join(options.changes())} for the loss {changed.loss}; they belong to "
+            "bradley_terry, the loss of preference pairs. Leave them out, or use loss=bradley_terry"
+        )
+    if options.form == "normalised" and changed.head == "linear":
+        raise RecipeError(
+            "got form=normalised with the linear head, which starts at scores of 0, where this form has "
+            "no slope; and no scale of a linear head changes its value. Use head=mlp, or another form"
+        )
+
+
+def _as_dict(value: Recipe | GradientOptions | PairOptions | MixtureOptions) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
 

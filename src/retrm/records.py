@@ -164,6 +164,51 @@ class CandidateSet:
 
 
 @dataclass(frozen=True)
+class RatingScale:
+    """The numbers that raters gave, and how they become numbers from 0 to 1.
+
+    rating in [0, 1] = (given - low + pad) / (high - low + 2 pad). HelpSteer's 0 to 4 with pad
+    0.5 is (given + 0.5) / 5 (ArmoRM, arXiv 2406.12845, released code).
+
+    Attributes:
+        low: the worst number that may be given.
+        high: the best.
+        pad: how far 0 and 1 lie outside of both; 0 = they are `low` and `high` themselves.
+    """
+
+    low: float
+    high: float
+    pad: float = 0.0
+
+    def __post_init__(self) -> None:
+        numbers = (self.low, self.high, self.pad)
+        if not all(map(math.isfinite, numbers)) or self.low >= self.high or self.pad < 0:
+            raise DataError(
+                f"got the range {self.low:g}..{self.high:g} with pad {self.pad:g}; expected two "
+                "finite numbers, the lower first, and a pad from 0 up. Write it as LOW..HIGH"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.low:g}..{self.high:g}"
+
+    def holds(self, given: float) -> bool:
+        """Whether a rater may give this number."""
+        return self.low <= given <= self.high
+
+    def scaled(self, given: float) -> float:
+        """From the raters' numbers to 0..1; NaN stays NaN."""
+        return (given - self.low + self.pad) / (self.high - self.low + 2 * self.pad)
+
+    def given(self, scaled: float) -> float:
+        """The way back: what raters would have given."""
+        return scaled * (self.high - self.low + 2 * self.pad) + self.low - self.pad
+
+
+UNIT_SCALE = RatingScale(0.0, 1.0)
+"""Of what is a number from 0 to 1 already."""
+
+
+@dataclass(frozen=True)
 class AnswerTable:
     """Answers with the relations over their rows.
 
@@ -174,6 +219,8 @@ class AnswerTable:
         ranked: ranked lists of rows.
         gold: reference answer per prompt_id, where the data carry one.
         counts: what was read, kept and set aside, by reason; nothing disappears uncounted.
+        ratings: by objective, in a stable order: (n,) float64 in [0, 1], NaN = not rated.
+        scales: by objective, what the raters' own numbers were; all of `ratings` and no other.
     """
 
     answers: tuple[Answer, ...]
@@ -182,11 +229,24 @@ class AnswerTable:
     ranked: tuple[RankedList, ...] = ()
     gold: Mapping[str, str] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
+    ratings: Mapping[str, np.ndarray] = field(default_factory=dict)
+    scales: Mapping[str, RatingScale] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.answers)
         if self.labels.shape != (n,):
             raise DataError(f"got {self.labels.shape[0]} labels for {n} answers; expected one each")
+        for objective, values in self.ratings.items():
+            _check_ratings(objective, values, self.answers)
+        unrated = [objective for objective in self.scales if objective not in self.ratings]
+        if unrated:
+            raise DataError(
+                f"got a scale of {unrated[0]!r}, which is no objective of the ratings. "
+                f"{did_you_mean(unrated[0], list(self.ratings))}".rstrip()
+            )
+        # Ratings that come without a scale are in the units that they are kept in.
+        scales = {name: self.scales.get(name, UNIT_SCALE) for name in self.ratings}
+        object.__setattr__(self, "scales", scales)
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -255,4 +315,26 @@ class AnswerTable:
             ),
             gold={pid: text for pid, text in self.gold.items() if pid in kept},
             counts=self.counts,
+            ratings={
+                objective: values[np.asarray(rows, dtype=int)]
+                for objective, values in self.ratings.items()
+            },
+            scales=self.scales,
+        )
+
+
+def _check_ratings(objective: str, values: np.ndarray, answers: Sequence[Answer]) -> None:
+    """Refuse ratings that are no number from 0 to 1 an answer."""
+    if values.shape != (len(answers),):
+        raise DataError(
+            f"got ratings of {objective!r} in the shape {values.shape} for {len(answers)} answers; "
+            "expected one each, NaN where there is none"
+        )
+    wrong = np.flatnonzero((values < 0) | (values > 1))
+    if len(wrong):
+        row = int(wrong[0])
+        raise LabelError(
+            f"{answers[row].where or f'row {row}'}: the rating of {objective!r} is "
+            f"{values[row]:g}; expected a number from 0 to 1, or NaN where there is none. Scale it by "
+            "the range that raters could give: RatingScale(low, high).scaled(...)"
         )

@@ -21,6 +21,16 @@ def say(*texts):
     return [{"role": (U, A)[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
+def finegrained(question, preference):
+    """Four predictions of which nothing is marked."""
+    return {
+        "question": question,
+        **{f"prediction {i}": f"text {i}" for i in range(1, 5)},
+        "feedback": {"errors": [], "missing-info": []},
+        "preference": preference,
+    }
+
+
 @dataclass(frozen=True)
 class Case:
     """Two good rows, what the table of them holds, and one broken row with its refusal."""
@@ -113,6 +123,43 @@ CASES = {
         labels=(4.0, math.nan),
         options={"attribute": "helpfulness"},
         scores=1.0,
+    ),
+    "unieval": Case(
+        good=(
+            {"source": "hi", "system_output": "a", "scores": {"consistency": 1.0}},
+            {"source": "hi", "system_output": "b", "scores": {"consistency": None}},
+        ),
+        broken={"source": "hi", "system_output": "c", "scores": 0.5},
+        error=FormatError,
+        text="f.jsonl:3: `scores` is the number 0.5; expected one number an axis",
+        n_answers=2,
+        labels=(1.0, math.nan),
+        options={"attribute": "consistency"},
+        scores=1.0,
+    ),
+    "truthful_qa": Case(
+        good=(
+            {"question": "hi", "answer": "a", "true": "0.25", "info": "1.0"},
+            {"question": "hi", "answer": "b", "true": "", "info": "1.0"},
+        ),
+        broken={"question": "hi", "answer": "c", "true": "yes", "info": "1.0"},
+        error=LabelError,
+        text="f.jsonl:3: `true` is the text 'yes'; expected a finite number, or null where it is missing",
+        n_answers=2,
+        labels=(0.25, math.nan),
+        options={"attribute": "true"},
+        scores=1.0,
+    ),
+    "finegrained_qa": Case(
+        good=(finegrained("hi", [1, 2, 0, 1, 1, 1]), finegrained("ho", [0, 0, 0, 0, 0, 2])),
+        broken=finegrained("he", [1, 2]),
+        error=DataError,
+        text="f.jsonl:3: `preference` is [1, 2]; expected 6 numbers: 1 = the first is better, 2 = the "
+        "second, 0 = neither",
+        n_answers=8,
+        n_pairs=6,
+        n_lists=6,
+        scores=[1.0, 2.0, 3.0, 4.0],
     ),
     "strength": Case(
         good=(

@@ -29,9 +29,12 @@ prompts = st.lists(
 )
 
 
-def columns(prompt):
+def columns(prompt, name="best_of_n"):
     scores, keys, lengths, other = (list(column) for column in zip(*prompt, strict=True))
-    return {"scores": scores, "keys": keys, "lengths": lengths, "other": other}
+    given = {"scores": scores, "keys": keys, "lengths": lengths, "other": other}
+    if "objectives" in RULES[name].needs:
+        given["objectives"] = list(zip(scores, other, strict=True))
+    return given
 
 
 @pytest.mark.parametrize("name", [n for n in RULES if n != "rank_combination"])
@@ -40,8 +43,8 @@ def columns(prompt):
 def test_permuting_candidates_permutes_the_choice_up_to_ties(name, prompt, random):
     order = list(range(len(prompt)))
     random.shuffle(order)
-    before = RULES[name].function(**columns(prompt))
-    after = RULES[name].function(**columns([prompt[i] for i in order]))
+    before = RULES[name].function(**columns(prompt, name))
+    after = RULES[name].function(**columns([prompt[i] for i in order], name))
     assert after.is_tie == before.is_tie
     assert after.n_without_key == before.n_without_key
     assume(not before.is_tie and before.chosen is not None)
@@ -122,7 +125,7 @@ def test_a_scorer_combined_with_itself_is_best_of_n(rule, prompt):
 @quick
 @given(prompts.map(lambda prompt: prompt[:1]))
 def test_one_candidate_is_kept_or_abstains_without_an_answer(name, prompt):
-    kept = RULES[name].function(**columns(prompt))
+    kept = RULES[name].function(**columns(prompt, name))
     abstains = RULES[name].is_vote and prompt[0][1] is None
     assert kept.chosen == (None if abstains else 0)
     assert not kept.is_tie

@@ -622,6 +622,67 @@ def test_statistics_of_data_without_comparisons_are_json(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["longer_wins"] is None
 
 
+@pytest.fixture
+def rated(tmp_path):
+    """Two rated answers, one of them without a rating of verbosity."""
+    path = tmp_path / "rated.jsonl"
+    rows = [
+        {"prompt": "p", "response": "a b c", "helpfulness": 4, "verbosity": 1},
+        {"prompt": "p", "response": "a", "helpfulness": 0, "verbosity": None},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_statistics_show_objectives_with_their_counts(rated, capsys):
+    assert run("data", "stats", rated, "--objective", "length") == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    # 4 and 0 of HelpSteer's range are 0.9 and 0.1; 1 is 0.3. Words: log2(4) / 14 and log2(2) / 14.
+    assert "helpfulness 0..4 2 0 0.5 0.1 0.9" in lines
+    assert "verbosity 0..4 1 1 0.3 0.3 0.3" in lines
+    assert "length 0..1 2 0 0.107 0.071 0.143" in lines
+
+    assert run("data", "stats", rated, "--json") == 0
+    found = json.loads(capsys.readouterr().out)["objectives"]
+    assert found["verbosity"]["n_missing"] == 1
+    assert run("data", "stats", rated, "--json", "--rating", "helpfulness:0..8") == 0
+    assert json.loads(capsys.readouterr().out)["objectives"]["helpfulness"]["mean"] == 0.25
+    assert run("data", "stats", rated, "--json", "--attribute", "helpfulness") == 0
+    assert json.loads(capsys.readouterr().out)["objectives"] == {}
+
+
+def test_validation_shows_ratings_and_refuses_those_outside_of_their_range(rated, capsys):
+    assert run("data", "validate", rated) == 0
+    printed = capsys.readouterr().out
+    assert "helpfulness (0..4)  0.9" in printed
+    assert "objective verbosity: 1 rated from 0..4, 1 missing" in printed
+    assert run("data", "validate", rated, "--rating", "helpfulness:1..3") == 2
+    printed = " ".join(capsys.readouterr().err.split())
+    assert "rated.jsonl:1: `helpfulness` is the number 4; expected 1 to 3" in printed
+
+
+def test_ratings_are_left_unread_on_request(rated, capsys):
+    assert run("data", "stats", rated, "--rating", "none") == 2
+    assert "--attribute NAME" in " ".join(capsys.readouterr().err.split())
+
+
+def test_formats_are_listed_with_what_they_need_and_rate(capsys):
+    assert run("data", "formats") == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "pointwise one answer rated on several attributes" in printed
+    assert "complexity, verbosity 0..4 (HelpSteer)" in printed
+    assert "refusal 1 if the answer begins as a refusal" in printed
+    assert run("data", "formats", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["stepwise"]["is_readable"] is False
+
+
+def test_conversion_keeps_ratings_as_numbers_from_zero_to_one(rated, tmp_path):
+    target = tmp_path / "r.jsonl"
+    assert run("data", "convert", rated, "-o", target, "--rating", "known") == 0
+    (row,) = [json.loads(line) for line in target.read_text().splitlines()]
+    assert row["ratings"] == {"helpfulness": [0.9, 0.1], "verbosity": [0.3, None]}
+
+
 def test_the_table_of_grades_counts_mixed_prompts_by_the_kind_of_the_records(tmp_path, capsys):
     # sum: one prompt of two with right and wrong, 2 of 3 labelled answers right; 1 pruned.
     rows = [
@@ -660,7 +721,7 @@ def test_an_answer_without_a_label_is_shown_as_such(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "near"),
     [
-        (("answers.jsonl",), "Choose from: validate, stats, convert, benchmarks."),
+        (("answers.jsonl",), "Choose from: validate, stats, convert, formats, benchmarks."),
         (("stat", "answers.jsonl"), "'stats'?"),
     ],
 )

@@ -20,6 +20,7 @@ from retrm.cli.main import app
 from retrm.data.detect import detect, parse
 from retrm.data.formats import FORMATS
 from retrm.data.parsed import Options
+from retrm.data.rating_columns import WantedRatings
 from retrm.data.read import Record
 from retrm.heads.registry import HEADS
 from retrm.losses import LOSSES
@@ -225,7 +226,8 @@ def examples_of_formats() -> list[tuple[str, str]]:
 def test_json_examples_are_read_as_the_format_they_stand_under(name, text):
     record = Record(json.loads(text), "example")
     attribute = "helpfulness" if "helpfulness" in text else None
-    options = Options(attribute=attribute, strength_sign="negative_first")
+    known = WantedRatings.of("known")
+    options = Options(attribute=attribute, strength_sign="negative_first", ratings=known)
 
     assert detect(record, options) == name
     assert parse(record, name, options).answers
@@ -264,10 +266,13 @@ def test_pages_that_promise_to_name_everything_do(page, names):
 def test_toml_blocks_are_settings_that_fit_takes(page):
     for block in blocks_of(page.read_text("utf-8"), "toml"):
         values = tomllib.loads(block.text)
-        if not {"recipe", "gradient"} & values.keys():
+        tables = {"recipe", "gradient", "loss_options", "mixture"}
+        if not tables & values.keys():
             continue
-        assert values.keys() <= {"recipe", "gradient"}
-        METHODS["elhsr"].with_changes(recipe=values.get("recipe"), gradient=values.get("gradient"))
+        assert values.keys() <= tables
+        # Options of pairs belong to a loss that a preset may not have.
+        loss = "bradley_terry" if "loss_options" in values else None
+        METHODS["elhsr"].with_changes(**values, loss=loss)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from score_files import file, pairs, row, texts_of
 from sklearn.linear_model import LogisticRegression
 
+from retrm.data.refusals import refuses
 from retrm.errors import DataError
 from retrm.evaluation.bias import bias_panel, length_controlled
 from retrm.evaluation.cues import (
@@ -16,7 +17,6 @@ from retrm.evaluation.cues import (
     n_code_blocks,
     n_headers,
     n_list_items,
-    refuses,
 )
 from retrm.evaluation.preferred import pairs_of_file
 from retrm.metrics import point_estimate

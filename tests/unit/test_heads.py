@@ -146,7 +146,7 @@ def test_linear_head_with_mean_pooling_has_contributions_that_add_up():
 
 def test_the_registry_makes_every_head_with_its_options():
     assert make_head("worst_token", 3, {"hidden": 8}).options == {"hidden": 8}
-    assert set(HEADS) == {"linear", "gated", "mlp", "worst_token"}
+    assert set(HEADS) == {"linear", "gated", "mlp", "worst_token", "mixture"}
 
 
 def test_a_gated_reward_is_split_over_two_layers_with_half_the_bias_each():

@@ -21,7 +21,7 @@ from retrm.fitting.fit import cross_fit, fit, read_for
 from retrm.fitting.targets import Targets
 from retrm.heads.artifact import load_artifact
 from retrm.methods import METHODS, method
-from retrm.records import Answer, AnswerTable
+from retrm.records import Answer, AnswerTable, Pair
 from retrm.scorers.open import open_scorers
 from retrm.scorers.reward_model import RewardModel
 
@@ -32,7 +32,10 @@ def backbone():
 
 
 def planted_table(n_prompts=16, n=4, seed=0):
-    """Right answers end in an exclamation mark: the toy backbone's states can tell."""
+    """Right answers end in an exclamation mark: the toy backbone's states can tell.
+
+    They are rated, too, and right ones preferred to wrong ones.
+    """
     generator = np.random.default_rng(seed)
     answers, labels = [], []
     for p in range(n_prompts):
@@ -40,12 +43,23 @@ def planted_table(n_prompts=16, n=4, seed=0):
             right = generator.random() < 0.5
             answers.append(Answer.of(f"question {p}", f"it is {k}" + ("!" if right else ".")))
             labels.append(float(right))
-    return AnswerTable(tuple(answers), np.array(labels))
+    noise = np.random.default_rng(seed + 1)
+    ratings = {name: noise.random(len(labels)) for name in ("helpfulness", "clarity", "verbosity")}
+    ratings["helpfulness"] = 0.5 * ratings["helpfulness"] + 0.5 * np.array(labels)
+    pairs = tuple(
+        Pair(i, j)
+        for p in range(n_prompts)
+        for i in range(p * n, p * n + n)
+        for j in range(p * n, p * n + n)
+        if labels[i] > labels[j]
+    )
+    return AnswerTable(tuple(answers), np.array(labels), pairs, ratings=ratings)
 
 
 @pytest.fixture(scope="module")
 def fits(backbone):
-    return fit(planted_table(), backbone, [method(name) for name in METHODS])
+    methods = [method(name).with_changes(mixture={"steps": 40}) for name in METHODS]
+    return fit(planted_table(), backbone, methods)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from retrm.cli.console import err, out, print_json, table
-from retrm.cli.options import Output
+from retrm.cli.options import Objectives, Output, Ratings
 from retrm.errors import RecipeError, did_you_mean
 
 app = App(
@@ -16,7 +16,7 @@ app = App(
     usage="Usage: retrm data COMMAND",
     help="Files of answers: look at them before a model reads them, convert them; list benchmarks.",
 )
-VERBS = ("validate", "stats", "convert", "benchmarks")
+VERBS = ("validate", "stats", "convert", "formats", "benchmarks")
 # Of files in other formats; beside the comparisons, which are of any kind, a 0 would mislead.
 _FORMATS = ("n_pairs", "n_ranked", "n_ties")
 
@@ -34,7 +34,15 @@ def no_verb(*words: Annotated[str, Parameter(show=False)]) -> None:
 
 
 @app.command
-def validate(data: str, /, *, format: str = "auto", attribute: str | None = None) -> None:
+def validate(
+    data: str,
+    /,
+    *,
+    format: str = "auto",
+    attribute: str | None = None,
+    rating: Ratings = None,
+    objective: Objectives = None,
+) -> None:
     """Read every record, say which format it is, and show three of them.
 
     Parameters
@@ -45,27 +53,52 @@ def validate(data: str, /, *, format: str = "auto", attribute: str | None = None
         Record format, if the columns fit several.
     attribute
         Which rating to learn, for records rated on several.
+    rating
+        Ratings to read: known (taken if nothing and no attribute is given), OBJECTIVE:LOW..HIGH or
+        OBJECTIVE=COLUMN:LOW..HIGH, which may be given several times; or none.
+    objective
+        Computed objectives: correctness, length, format, format=REGEX, refusal; may be given several
+        times.
     """
     from itertools import islice
 
-    from retrm.data.load import iter_parsed, load_table
+    from retrm.data.load import describe, iter_parsed, load_table
 
-    for record, parsed in islice(iter_parsed(data, format=format, attribute=attribute), 3):
+    ratings = wanted_ratings(rating, attribute)
+    shown = iter_parsed(data, format=format, attribute=attribute, ratings=ratings)
+    for record, parsed in islice(shown, 3):
         out.print(f"[bold]{record.where}[/] as {parsed.format}")
         for answer, label in zip(parsed.answers[:4], parsed.labels, strict=False):
             prompt = " | ".join(f"{m.role}: {m.content}" for m in answer.prompt.messages)
             said = "no label" if math.isnan(label) else f"{label:g}"
             out.print(f"  {_short(prompt)}  =>  {_short(answer.response)}  [{said}]", markup=False)
-    made = load_table(data, format=format, attribute=attribute)
+        for name, values in parsed.ratings.items():
+            given = ", ".join("–" if math.isnan(v) else f"{v:.3g}" for v in values[:4])
+            out.print(f"    {name} ({parsed.scales.get(name, '–')})  {given}", markup=False)
+    made = load_table(
+        data, format=format, attribute=attribute, ratings=ratings, objectives=objective or ()
+    )
     out.print(f"valid: {len(made):,} answers, {len(made.candidate_sets()):,} prompts")
     out.print("only the last assistant turn is scored")
+    for name, found in describe(made).objectives.items():
+        out.print(
+            f"objective {name}: {found.n_rated:,} rated from {found.scale}, {found.n_missing:,} missing",
+            highlight=False,
+        )
 
 
 @app.command
 def stats(
-    data: str, /, *, format: str = "auto", attribute: str | None = None, json: bool = False
+    data: str,
+    /,
+    *,
+    format: str = "auto",
+    attribute: str | None = None,
+    rating: Ratings = None,
+    objective: Objectives = None,
+    json: bool = False,
 ) -> None:
-    """Prompts, answers, pairs, labels, duplicates, and how far length alone would go.
+    """Prompts, answers, pairs, labels, objectives, duplicates, and how far length alone would go.
 
     Parameters
     ----------
@@ -75,6 +108,12 @@ def stats(
         Record format, if the columns fit several.
     attribute
         Which rating to learn, for records rated on several.
+    rating
+        Ratings to read: known (taken if nothing and no attribute is given), OBJECTIVE:LOW..HIGH or
+        OBJECTIVE=COLUMN:LOW..HIGH, which may be given several times; or none.
+    objective
+        Computed objectives: correctness, length, format, format=REGEX, refusal; may be given several
+        times.
     json
         Print one JSON object on stdout.
     """
@@ -82,9 +121,18 @@ def stats(
 
     from retrm.data.load import describe, load_table
 
-    summary = asdict(describe(load_table(data, format=format, attribute=attribute)))
+    made = load_table(
+        data,
+        format=format,
+        attribute=attribute,
+        ratings=wanted_ratings(rating, attribute),
+        objectives=objective or (),
+    )
+    summary = asdict(describe(made))
+    objectives = summary["objectives"]
     if json:
-        print_json({k: None if v != v else v for k, v in summary.items()})
+        summary["objectives"] = {name: _without_nan(one) for name, one in objectives.items()}
+        print_json(_without_nan(summary))
         return
     rows = [
         [name.removeprefix("n_").replace("_", " "), _cell(value)]
@@ -97,11 +145,78 @@ def stats(
         found = ((key.replace("_", " "), value) for key, value in summary[name].items())
         rows += [[f"{title} {key}", _cell(value)] for key, value in found]
     out.print(table(data, ["", "value"], rows))
+    if objectives:
+        # The range is the raters'; everything behind it is on the common scale.
+        heads = ["objective", "raters", "rated", "missing", "mean", "lowest", "highest"]
+        keys = ("scale", "n_rated", "n_missing", "mean", "low", "high")
+        lines = [[name, *(_cell(one[key]) for key in keys)] for name, one in objectives.items()]
+        out.print(table("ratings as numbers from 0 to 1", heads, lines))
+
+
+def _without_nan(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: None if value != value else value for name, value in values.items()}
+
+
+def wanted_ratings(rating: list[str] | None, attribute: str | None) -> list[str] | None:
+    """What is asked for, or everything known unless one attribute is meant; `none` is nothing."""
+    if rating == ["none"]:
+        return None
+    if rating:
+        return rating
+    return None if attribute else ["known"]
+
+
+@app.command
+def formats(*, json: bool = False) -> None:
+    """The record formats: what each is, which columns it needs, and the objectives that it knows.
+
+    Parameters
+    ----------
+    json
+        Print one JSON object on stdout.
+    """
+    from retrm.data.formats import FORMATS
+    from retrm.data.objectives import OBJECTIVES
+
+    if json:
+        print_json(
+            {
+                name: {
+                    "about": one.about,
+                    "needs": [list(names) for names in one.needs],
+                    "is_readable": one.is_readable,
+                    "rates": one.rates,
+                }
+                for name, one in FORMATS.items()
+            }
+        )
+        return
+    for name, one in FORMATS.items():
+        out.print(f"[bold]{name}[/]  {one.about}", highlight=False)
+        needs = ", ".join(" or ".join(names) for names in one.needs)
+        out.print(f"  needs  {needs}", markup=False, soft_wrap=True)
+        if one.rates:
+            out.print(f"  rates  {one.rates}", markup=False, soft_wrap=True)
+    out.print(
+        "[bold]any of them[/]  own ratings: --rating OBJECTIVE=COLUMN:LOW..HIGH, or a column `ratings` "
+        "of numbers from 0 to 1",
+        highlight=False,
+    )
+    out.print("[bold]computed[/]  objectives of any answer: --objective NAME", highlight=False)
+    for name, rule in OBJECTIVES.items():
+        out.print(f"  {name}  {rule.about}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command
 def convert(
-    data: str, /, *, output: Output, format: str = "auto", attribute: str | None = None
+    data: str,
+    /,
+    *,
+    output: Output,
+    format: str = "auto",
+    attribute: str | None = None,
+    rating: Ratings = None,
+    objective: Objectives = None,
 ) -> None:
     """Write graded answers of any format as rollouts: one record a prompt with all its answers.
 
@@ -118,6 +233,11 @@ def convert(
         Record format, if the columns fit several.
     attribute
         Which scorer of Inspect, or METRIC,FILTER of lm-evaluation-harness, is the label.
+    rating
+        Ratings to keep, as numbers from 0 to 1 in the column `ratings`: known, OBJECTIVE:LOW..HIGH or
+        OBJECTIVE=COLUMN:LOW..HIGH; may be given several times.
+    objective
+        Computed objectives to keep there as well: correctness, length, format, format=REGEX, refusal.
     """
     from retrm.data.load import build_table
     from retrm.data.read import read_records
@@ -126,7 +246,15 @@ def convert(
 
     check_new_file(output)
     records, n_blank = with_text(read_records(data))
-    made = build_table(records, format=format, attribute=attribute, empty="drop", name=data)
+    made = build_table(
+        records,
+        format=format,
+        attribute=attribute,
+        ratings=rating,
+        objectives=objective or (),
+        empty="drop",
+        name=data,
+    )
     with atomic_write(output, "w") as file:
         for row in rollouts_of(made):
             file.write(json_module.dumps(row, ensure_ascii=False) + "\n")

@@ -1,13 +1,13 @@
 """`retrm fit`: a reward model in a folder."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from retrm.cli.console import err, out, print_json, reading_progress
 from retrm.cli.estimates import print_fit_estimate
-from retrm.cli.options import Output
+from retrm.cli.options import Objectives, Output, Ratings
 from retrm.cli.settings import read_settings
 from retrm.errors import (
     ArtifactError,
@@ -37,11 +37,16 @@ def fit(
     config: Path | None = None,
     format: str = "auto",
     attribute: str | None = None,
+    rating: Ratings = None,
+    objective: Objectives = None,
+    verbosity: str | None = None,
+    pairs: str | None = None,
     strength_sign: str | None = None,
     empty: str = "error",
     label_threshold: float | None = None,
     overlong: str = "error",
     test_fraction: float = 0.2,
+    ensemble: int = 0,
     seed: int = 0,
     dtype: str = "float32",
     device: str = "cpu",
@@ -72,8 +77,8 @@ def fit(
         Folder for the reward model; with several methods, one folder below it for each. A reward
         model that is there is replaced by one of the same method only.
     method
-        last_token (taken if none is given), retrm, harp, elhsr or retrm_elhsr; may be given several
-        times.
+        last_token (taken if none is given), retrm, harp, elhsr, retrm_elhsr, armorm or armorm_retrm;
+        may be given several times.
     layers
         Override: last, all, last4, or numbers such as 8,16,24 (0 = embedding output).
     point
@@ -89,11 +94,22 @@ def fit(
     loss
         Override: bce, bradley_terry, hinge, pairwise_logistic, infonca or nca.
     config
-        TOML file with the tables [recipe] and [gradient] for everything else.
+        TOML file with the tables [recipe], [gradient], [loss_options] and [mixture] for everything else.
     format
         Record format, if the columns fit several.
     attribute
         Which rating to learn, for records rated on several.
+    rating
+        Ratings for methods of several objectives (armorm): known (taken if none is given),
+        OBJECTIVE:LOW..HIGH or OBJECTIVE=COLUMN:LOW..HIGH; may be given several times.
+    objective
+        Computed objectives beside them: correctness, length, format, format=REGEX, refusal; may be
+        given several times.
+    verbosity
+        Which objective a mixture takes out of the others, or none.
+    pairs
+        A second file, of preferences, for ratings and pairs that do not stand together. Prompts that
+        both files have are one prompt.
     strength_sign
         For pairwise strengths: negative_first or positive_first = which side a negative number
         prefers.
@@ -105,6 +121,10 @@ def fit(
         Answers beyond the context: error, truncate_left or skip; the last two are counted.
     test_fraction
         Share of the prompts held out for the figures.
+    ensemble
+        Members of an ensemble that is fitted beside each model, from the same reading, each on another
+        63 % of the training prompts; it is written to the folder ensemble in that of the model. 0 =
+        none. Each member takes as long to fit as the model, which --dry-run leaves out.
     seed
         Of the split and of gradient heads.
     dtype
@@ -128,7 +148,7 @@ def fit(
     from retrm.methods import method as preset
 
     check_overlong(overlong)
-    settings = read_settings(config, ("recipe", "gradient"))
+    settings = read_settings(config, ("recipe", "gradient", "loss_options", "mixture"))
     overrides = {
         key: value
         for key, value in {
@@ -140,6 +160,9 @@ def fit(
         }.items()
         if value is not None
     }
+    mixture = dict(settings.get("mixture", {}))
+    if verbosity is not None:
+        mixture["verbosity"] = verbosity
     names = method or ["last_token"]
     if len(set(names)) < len(names):
         raise RecipeError(f"a method is named twice: {', '.join(names)}")
@@ -149,14 +172,21 @@ def fit(
             head=head,
             loss=loss,
             gradient=settings.get("gradient"),
+            loss_options=settings.get("loss_options"),
+            mixture=mixture,
         )
         for name in names
     ]
     # What it takes to fit is loaded in twice the time that a misspelt method is found in.
     from retrm.backbone.remote import open_backbone
+    from retrm.data.join import join_tables
     from retrm.data.load import load_table
+    from retrm.data.objectives import add_objectives
+    from retrm.data.rating_columns import KNOWN
     from retrm.engines.base import open_engine
     from retrm.evaluation.held_out import measure
+    from retrm.evaluation.mixture import measure_mixture
+    from retrm.fitting.ensemble import check_n_members
     from retrm.fitting.estimate import estimate_fit
     from retrm.fitting.fit import check_methods, check_rows, check_test_fraction, recipes_of
     from retrm.fitting.fit import fit as fit_methods
@@ -165,6 +195,7 @@ def fit(
 
     check_methods(methods)
     check_test_fraction(test_fraction)
+    check_n_members(ensemble)
     folders = [output] if len(names) == 1 else [output / name for name in names]
     for folder, name in zip(folders, names, strict=True):
         check_target(folder)
@@ -173,9 +204,19 @@ def fit(
         data,
         format=format,
         attribute=attribute,
+        ratings=rating or (KNOWN if any(m.solver == "mixture" for m in methods) else None),
+        objectives=() if pairs else objective or (),
         strength_sign=strength_sign,  # type: ignore[arg-type]
         empty=empty,  # type: ignore[arg-type]
     )
+    if pairs is not None:
+        preferences = load_table(
+            pairs,
+            strength_sign=strength_sign,  # type: ignore[arg-type]
+            empty=empty,  # type: ignore[arg-type]
+        )
+        joined = join_tables({"ratings": table, "pairs": preferences})
+        table = add_objectives(joined, objective or ())
     check_rows(
         *(table, methods), test_fraction=test_fraction, seed=seed, label_threshold=label_threshold
     )
@@ -213,6 +254,7 @@ def fit(
                 sink=sink,
                 overlong=overlong,  # type: ignore[arg-type]
                 source=Path(data).name,
+                n_members=ensemble,
                 on_progress=on_progress,
             )
     held_out = table.take(fits.test_rows.tolist())
@@ -224,9 +266,28 @@ def fit(
         seed=seed,
     )
     metrics = figures.as_dict() if figures is not None else {}
+    mixtures = {
+        name: measure_mixture(
+            *(
+                name,
+                fits.test_scores[name],
+                found.controls,
+                found.objectives,
+                found.adjusted,
+                held_out,
+            ),
+            verbosity=found.verbosity,
+            label_threshold=label_threshold,
+            seed=seed,
+        )
+        for name, found in fits.mixtures.items()
+    }
+    own = {name: {"mixture": found.as_dict()} for name, found in mixtures.items()}
     for made, folder in zip(fits.models, folders, strict=True):
-        made.with_metrics(metrics).save(folder)
-    _report(fits, folders, figures, metrics, json)
+        made.with_metrics({**metrics, **own.get(made.artifact.method, {})}).save(folder)
+        if made.artifact.method in fits.ensembles:
+            fits.ensembles[made.artifact.method].save(folder / "ensemble")
+    _report(fits, folders, figures, metrics, mixtures, json)
     if not keep_features:
         try:
             delete_store(store)
@@ -265,8 +326,14 @@ def _kept_features(store: Path) -> Iterator[None]:
 
 
 def _report(
-    fits: Any, folders: list[Path], figures: Any, metrics: dict[str, Any], json: bool
+    fits: Any,
+    folders: list[Path],
+    figures: Any,
+    metrics: dict[str, Any],
+    mixtures: Mapping[str, Any],
+    json: bool,
 ) -> None:
+    from retrm.cli.mixture_tables import mixture_tables
     from retrm.cli.tables import comparison_tables
 
     reading, n_pruned = fits.reading, fits.n_pruned
@@ -280,6 +347,7 @@ def _report(
                 "n_skipped": reading.n_skipped,
                 "n_pruned": n_pruned,
                 "metrics": metrics,
+                "mixtures": {name: found.as_dict() for name, found in mixtures.items()},
             }
         )
         return
@@ -295,9 +363,14 @@ def _report(
         err.print("no held-out prompts with something to compare: nothing was measured")
     else:
         out.print(*comparison_tables(figures), sep="\n")
+    for name, found in mixtures.items():
+        out.print(*mixture_tables(name, found), sep="\n")
     for model, folder in zip(fits.models, folders, strict=True):
         head = model.artifact.head
         out.print(f"{folder}: {model.artifact.method}, {head.n_params:,} parameters")
+        if model.artifact.method in fits.ensembles:
+            members = fits.ensembles[model.artifact.method].members
+            out.print(f"{folder / 'ensemble'}: {len(members)} members")
     out.print(
         f'\nfrom retrm import RewardModel\nrm = RewardModel.load("{folders[0]}")\n'
         'rm.rank("What is 3 + 4?", ["The answer is 7.", "It is 8."])',

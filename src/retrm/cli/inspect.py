@@ -245,6 +245,7 @@ def _reward_model_in_words(manifest: Mapping[str, Any], artifact: Any) -> list[t
         ("layers", f"{recipe['layers']}, at {recipe['point']}, source {recipe['source']}"),
         ("subspace", _subspaces(recipe, manifest["subspaces"])),
         ("pooling", f"{recipe['pooling']}, end-of-turn token {end}, kept in {recipe['dtype']}"),
+        *_context_in_words(artifact.recipe.context),
         (
             "head",
             f"{head['name']} on {head['n_features']:,} features, {head['n_params']:,} parameters"
@@ -258,6 +259,12 @@ def _reward_model_in_words(manifest: Mapping[str, Any], artifact: Any) -> list[t
         ("self-test", f"{len(artifact.selftest)} answers, replayed on load"),
         ("versions", ", ".join(f"{k} {v}" for k, v in manifest["versions"].items() if v)),
     ]
+
+
+def _context_in_words(context: str) -> list[tuple[str, str]]:
+    if context == "none":
+        return []
+    return [("context", "post_norm state of the last layer at the end of the prompt, full width")]
 
 
 def _subspaces(recipe: Mapping[str, Any], stored: Mapping[str, Any]) -> str:

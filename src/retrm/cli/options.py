@@ -19,3 +19,5 @@ def _named(type_: object, tokens: Sequence[Token]) -> Path:
 Output = Annotated[Path, Parameter(alias="-o", converter=_named)]
 OptionalOutput = Annotated[Path | None, Parameter(alias="-o", converter=_named)]
 Count = Annotated[int, Parameter(name="-n")]
+Ratings = Annotated[list[str] | None, Parameter(name="--rating", negative=())]
+Objectives = Annotated[list[str] | None, Parameter(name="--objective", negative=())]

@@ -2,6 +2,7 @@
 
 import json as json_module
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,9 @@ def select(
     output: OptionalOutput = None,
     model: str | None = None,
     other: str | None = None,
-    weights: str = "sigmoid",
+    weights: str | None = None,
+    require: list[str] | None = None,
+    vote_weights: str = "sigmoid",
     fallback: bool = False,
     device: str = "cpu",
     json: bool = False,
@@ -30,11 +33,16 @@ def select(
     rank_combination or minmax_combination of two scorers. Votes need answer keys: retrm grade writes
     them. Where labels are known, the accuracy of the rule is printed beside pass@1 and the oracle.
 
+    Scorers of several objectives (models of armorm, or objectives:NAME=SCORER,NAME=SCORER) can be steered:
+    --weights says what the objectives count, --require what a candidate must keep to, and the rule
+    pareto keeps a candidate that no other beats in all objectives.
+
     Parameters
     ----------
     scorer
-        Folder made by retrm fit; hf:PATH; `stored` for the scores in the file; or shortest, longest,
-        random, log_probability. Rules that use no score accept `none`.
+        Folder made by retrm fit; hf:PATH; `stored` for the scores in the file; ensemble:DIR,DIR;
+        calibrated:FILE; objectives:NAME=SCORER,NAME=SCORER; or shortest, longest, random,
+        log_probability. Rules that use no score accept `none`.
     rollouts
         File of prompts with several answers each; candidates marked as pruned are left out and
         counted.
@@ -48,6 +56,12 @@ def select(
     other
         Second scorer, for the combination rules.
     weights
+        What each objective counts, such as helpfulness=1,verbosity=-0.3; the score is then their sum.
+        Others count 0. In the units of the objective scores.
+    require
+        What a candidate must keep to, such as "verbosity<=0.5" or "helpfulness - 2*verbosity >= 0"; may
+        be given several times. Prompts without such a candidate are left without an answer, counted.
+    vote_weights
         Of weighted_vote: sigmoid (heads fitted with bce) or softmax (bradley_terry heads).
     fallback
         Let best_of_n decide where a vote finds no answer; counted.
@@ -66,13 +80,15 @@ def select(
     if rule not in RULES:
         raise RecipeError(f"unknown rule {rule!r}. {did_you_mean(rule, RULES)}")
     spec = RULES[rule]
-    if scorer == "none" and "scores" in spec.needs:
+    steering = _Steering.of(spec, weights, require)
+    if scorer == "none" and ("scores" in spec.needs or steering.needs_objectives):
         raise RecipeError(f"the rule {rule} needs a scorer, got none")
     if "other" in spec.needs and other is None:
         raise RecipeError(f"the rule {rule} combines two scorers; add --other SCORER")
-    if weights not in (known := get_args(Weights)):
+    if vote_weights not in (known := get_args(Weights)):
         raise RecipeError(
-            f"got weights={weights!r}; expected {' or '.join(known)}. {did_you_mean(weights, known)}"
+            f"got vote_weights={vote_weights!r}; expected {' or '.join(known)}. "
+            f"{did_you_mean(vote_weights, known)}"
         )
     from retrm.scorers.open import open_scorer
 
@@ -86,9 +102,10 @@ def select(
             f"{rollouts} has no answer keys (column `keys`) and the rule {rule} counts votes; run "
             "retrm grade on it first"
         )
-    scores = None
+    judged = _Judged(None, None, None)
     if scorer != "none":
-        scores = open_scorer(scorer, model=model, device=device).score(answers.answers)
+        judged = steering.judge(open_scorer(scorer, model=model, device=device), answers.answers)
+    scores = judged.scores
     second = (
         open_scorer(other, model=model, device=device).score(answers.answers) if other else None
     )
@@ -99,7 +116,9 @@ def select(
         keys=keys,
         lengths=_lengths(answers) if "lengths" in spec.needs else None,
         other=second,
-        options={"weights": weights} if "weights" in spec.options else None,
+        objectives=judged.objectives,
+        allowed=judged.allowed,
+        options={"weights": vote_weights} if "weights" in spec.options else None,
         fallback_to_best_of_n=fallback,
     )
     rows = [
@@ -117,9 +136,76 @@ def select(
         "n_without_key": kept.n_without_key,
         "n_pruned": len(whole) - len(answers),
     }
+    if require:
+        summary |= {
+            "n_forbidden": kept.n_forbidden,
+            "n_without_allowed": kept.n_without_allowed,
+        }
     if not np.isnan(answers.labels).any() and np.isin(answers.labels, (0, 1)).all():
         summary |= _accuracy(answers, kept)
     _print(summary, rows, output, json)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """What a scorer says of the answers; None = not asked for."""
+
+    scores: Any
+    objectives: Any
+    allowed: Any
+
+
+@dataclass(frozen=True)
+class _Steering:
+    """What was asked of the objectives of a scorer."""
+
+    weights: dict[str, float] | None
+    constraints: tuple[Any, ...]
+    is_rule_of_objectives: bool
+    needs_score: bool
+
+    @classmethod
+    def of(cls, spec: Any, weights: str | None, require: list[str] | None) -> "_Steering":
+        """Refuses what cannot be read, before a model is loaded."""
+        from retrm.errors import RecipeError
+        from retrm.selection import parse_constraint, parse_weights
+
+        is_of_objectives = "objectives" in spec.needs
+        if weights is not None and "scores" not in spec.needs:
+            raise RecipeError(
+                "--weights make one score of several objectives, and this rule uses no score; use a rule "
+                "that does, such as best_of_n, or leave --weights out"
+            )
+        return cls(
+            None if weights is None else parse_weights(weights),
+            tuple(parse_constraint(text) for text in require or ()),
+            is_of_objectives,
+            weights is None and "scores" in spec.needs,
+        )
+
+    @property
+    def needs_objectives(self) -> bool:
+        return self.weights is not None or bool(self.constraints) or self.is_rule_of_objectives
+
+    def judge(self, scorer: Any, answers: Any) -> _Judged:
+        """One reading of the answers."""
+        import numpy as np
+
+        from retrm.scorers.objectives import MixtureObjectives, objectives_of
+        from retrm.selection import weighted_scores
+
+        if not self.needs_objectives:
+            return _Judged(scorer.score(answers), None, None)
+        panel = objectives_of(scorer)
+        if isinstance(panel, MixtureObjectives):
+            values, scores = panel.with_scores(answers)
+        else:
+            values = panel.objective_scores(answers)
+            scores = scorer.score(answers) if self.needs_score else None
+        if self.weights is not None:
+            scores = weighted_scores(values, panel.objectives, self.weights)
+        keeps = [one.holds(values, panel.objectives) for one in self.constraints]
+        return _Judged(scores, values, np.all(keeps, axis=0) if keeps else None)
 
 
 def _lengths(answers: Any) -> list[int]:

@@ -14,8 +14,10 @@ and wins (`Format.beats`); where two remain, nothing is guessed and the user is 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retrm.data.formats import ATTRIBUTES, FORMATS
+from retrm.data.formats import FORMATS
 from retrm.data.parsed import NO_OPTIONS, Options, Parsed
+from retrm.data.rating_columns import ATTRIBUTES
+from retrm.data.ratings import rated
 from retrm.data.read import Record
 from retrm.data.values import GOLD
 from retrm.errors import FormatError, did_you_mean
@@ -56,8 +58,12 @@ def _fits(name: str, fields: Mapping[str, Any], options: Options) -> bool:
 
 def _beaten(name: str, options: Options) -> tuple[str, ...]:
     # Who names an attribute has said that ratings are meant, not the label beside them.
-    extra = ("unpaired",) if name == "pointwise" and options.attribute is not None else ()
-    return FORMATS[name].beats + extra
+    if name == "pointwise" and options.attribute is not None:
+        return (*FORMATS[name].beats, "unpaired")
+    # Who asks for ratings keeps the label beside them.
+    if name == "unpaired" and options.attribute is None and options.ratings is not None:
+        return (*FORMATS[name].beats, "pointwise")
+    return FORMATS[name].beats
 
 
 def _listed(columns: Mapping[str, Any]) -> str:
@@ -130,4 +136,8 @@ def parse(record: Record, format: str, options: Options = NO_OPTIONS) -> Parsed:
             f"{record.where}: format {format!r} needs {_needed(lacking)}; got the columns "
             f"{_listed(record.fields) or 'none'}. {_rename(lacking, record.fields)}"
         )
-    return FORMATS[format].parse(record, options)
+    parsed = FORMATS[format].parse(record, options)
+    if options.ratings is None:
+        return parsed
+    known = FORMATS[format].rating_columns(record.fields)
+    return rated(record, parsed, known, options.ratings, members=FORMATS[format].members)

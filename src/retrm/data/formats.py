@@ -32,6 +32,23 @@ from retrm.data.messages import (
     split_transcript,
 )
 from retrm.data.parsed import Drop, Options, Parsed
+from retrm.data.rated_sets import (
+    PREDICTIONS,
+    finegrained_columns,
+    parse_finegrained,
+    parse_truthful_qa,
+    parse_unieval,
+    refuse_unnamed,
+)
+from retrm.data.rating_columns import (
+    ATTRIBUTES,
+    RatingColumn,
+    attribute_columns,
+    truthful_qa_columns,
+    ultrafeedback_columns,
+    unieval_columns,
+)
+from retrm.data.ratings import bare_rating
 from retrm.data.read import Record
 from retrm.data.values import (
     read_answer,
@@ -53,16 +70,6 @@ from retrm.records import Answer, Message, Pair, Prompt, RankedList
 PROMPT = ("prompt", "problem", "question")
 RESPONSE = ("response", "completion")
 CONVERSATION = ("messages", "conversations")
-ATTRIBUTES = (
-    "helpfulness",
-    "correctness",
-    "coherence",
-    "complexity",
-    "verbosity",
-    "instruction_following",
-    "honesty",
-    "truthfulness",
-)
 
 
 def _count(**numbers: int) -> dict[str, int]:
@@ -300,9 +307,7 @@ def _annotation(annotations: Any, attribute: str, where: str, column: str) -> fl
         raise FormatError(
             f"{where}: `{column}` has no attribute {attribute!r}. {did_you_mean(attribute, names)}".rstrip()
         )
-    rating = annotations[attribute]
-    value = rating.get("Rating") if isinstance(rating, Mapping) else rating
-    return read_rating(value, where, f"{column}.{attribute}")
+    return read_rating(bare_rating(annotations[attribute]), where, f"{column}.{attribute}")
 
 
 ROLLOUT_COLUMNS = ("correct", "token_ids", "finished", "logprobs", "keys", "pruned")
@@ -398,20 +403,19 @@ def _parse_unpaired(record: Record, options: Options) -> Parsed:
 
 
 def _parse_pointwise(record: Record, options: Options) -> Parsed:
-    """One answer rated on several attributes, of which one is named."""
+    """One answer rated on several attributes; the one that is named is the label."""
     fields, where = record.fields, record.where
     rated = [name for name in ATTRIBUTES if name in fields]
-    if options.attribute is None:
-        raise FormatError(
-            f"{where}: got ratings {', '.join(rated) or 'of several attributes'} and no objective; "
-            "expected the one to learn. Pass --attribute NAME"
-        )
-    if options.attribute not in fields:
+    if options.attribute is None and options.ratings is None:
+        raise refuse_unnamed(rated, where)
+    if options.attribute is not None and options.attribute not in fields:
         raise FormatError(
             f"{where}: there is no attribute {options.attribute!r}. "
             f"{did_you_mean(options.attribute, rated or fields)}"
         )
     prompt, text = _prompt_and_text(record)
+    if options.attribute is None:
+        return _one(record, "pointwise", math.nan, is_labelled=False, prompt=prompt, text=text)
     label = read_rating(fields[options.attribute], where, options.attribute)
     return _one(record, "pointwise", label, is_labelled=True, prompt=prompt, text=text)
 
@@ -456,6 +460,17 @@ def _refuse_reference(record: Record, options: Options) -> Parsed:
 # ------------------------------------------------------------------------------------- the registry
 
 
+_RATED_ATTRIBUTES = (
+    "helpfulness, correctness, coherence, complexity, verbosity 0..4 (HelpSteer), or "
+    "instruction_following, truthfulness, honesty, helpfulness 1..5 (UltraFeedback)"
+)
+
+
+def no_columns(fields: Mapping[str, Any]) -> tuple[RatingColumn, ...]:
+    """For formats that know no ratings."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Format:
     """A record format.
@@ -466,6 +481,9 @@ class Format:
         parse: one record to what it says.
         beats: less specific formats that its records would fit as well.
         is_readable: False for formats that are known and refused.
+        rating_columns: the ratings that a record's columns hold, with the ranges that are known.
+        members: the column that holds one object an answer, where there is one.
+        rates: the objectives of `rating_columns` and their ranges, for people.
     """
 
     about: str
@@ -473,6 +491,9 @@ class Format:
     parse: Callable[[Record, Options], Parsed]
     beats: tuple[str, ...] = ()
     is_readable: bool = True
+    rating_columns: Callable[[Mapping[str, Any]], tuple[RatingColumn, ...]] = no_columns
+    members: str | None = None
+    rates: str = ""
 
     def lacks(self, columns: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, ...]]:
         """The entries of `needs` of which no name is there."""
@@ -506,13 +527,20 @@ FORMATS: Mapping[str, Format] = {
         beats=("reference", "messages"),
     ),
     "nectar": Format(
-        "a list of answers with a rank each", (PROMPT, ("answers",)), _parse_nectar, ("messages",)
+        "a list of answers with a rank each",
+        (PROMPT, ("answers",)),
+        _parse_nectar,
+        beats=("messages",),
+        members="answers",
     ),
     "ultrafeedback": Format(
         "a list of completions with scores and annotations",
         (("instruction", *PROMPT), ("completions",)),
         _parse_ultrafeedback,
         beats=("messages",),
+        rating_columns=ultrafeedback_columns,
+        members="completions",
+        rates="overall_score 1..10; instruction_following, truthfulness, honesty, helpfulness 1..5",
     ),
     "reference": Format(
         "answers judged against a reference (known, not read)",
@@ -533,6 +561,30 @@ FORMATS: Mapping[str, Format] = {
         (PROMPT, RESPONSE, ATTRIBUTES),
         _parse_pointwise,
         beats=("unlabelled", "messages"),
+        rating_columns=attribute_columns,
+        rates=_RATED_ATTRIBUTES,
+    ),
+    "unieval": Format(
+        "one answer rated by people on the axes in `scores`, as UniEval's data are",
+        (("source",), ("system_output",), ("scores",)),
+        parse_unieval,
+        beats=("messages",),
+        rating_columns=unieval_columns,
+        rates="the axes of Topical-Chat, SFRES, SFHOT, QAGS and SummEval, each with the range of its set",
+    ),
+    "truthful_qa": Format(
+        "one answer that judge models called true and informative, as in InstructGPT's samples",
+        (("question",), ("answer",), ("true",), ("info",)),
+        parse_truthful_qa,
+        rating_columns=truthful_qa_columns,
+        rates="truthful (`true`), informative (`info`) 0..1",
+    ),
+    "finegrained_qa": Format(
+        "four predictions, preferences among them and errors marked in the first (FineGrainedRLHF)",
+        (("question",), *((name,) for name in PREDICTIONS), ("feedback",), ("preference",)),
+        parse_finegrained,
+        rating_columns=finegrained_columns,
+        rates="relevance, factuality, completeness 0..1, of the first prediction",
     ),
     "strength": Format(
         "two answers and a signed preference",
@@ -557,6 +609,8 @@ FORMATS: Mapping[str, Format] = {
         (PROMPT, RESPONSE, ("label", "correct")),
         _parse_unpaired,
         beats=("unlabelled", "messages"),
+        rating_columns=attribute_columns,
+        rates=_RATED_ATTRIBUTES,
     ),
     "unlabelled": Format(
         "one answer, to be scored", (PROMPT, RESPONSE), _parse_unlabelled, ("messages",)

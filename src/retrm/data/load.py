@@ -26,6 +26,7 @@ and counted:
     margins_missing                null margins, taken as 0
     margins_negative               margins below 0, which flip small differences
     pairs_contradictory            pairs that also stand the other way round
+    objectives_without_ratings     objectives that the format knows and no record of the file rates
 
 Keys whose number is 0 are left out, except the first line's and `answers`, `prompts`.
 
@@ -37,7 +38,7 @@ Keys whose number is 0 are left out, except the first line's and `answers`, `pro
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -46,13 +47,16 @@ import numpy as np
 
 from retrm.data.detect import detect, parse
 from retrm.data.formats import FORMATS
+from retrm.data.objectives import add_objectives, check_objectives
 from retrm.data.parsed import Options, Parsed, Sign
+from retrm.data.rating_columns import RatingColumn, WantedRatings
 from retrm.data.read import Record, read_records
 from retrm.data.values import EmptyAnswerError
-from retrm.errors import DataError, FormatError, did_you_mean
-from retrm.records import Answer, AnswerTable, Pair, Prompt, RankedList
+from retrm.errors import DataError, FormatError, LabelError, did_you_mean
+from retrm.records import Answer, AnswerTable, Pair, Prompt, RankedList, RatingScale
 
 Empty = Literal["error", "drop"]
+Ratings = Literal["known"] | Sequence[str | RatingColumn]
 
 
 def iter_parsed(
@@ -61,6 +65,7 @@ def iter_parsed(
     format: str = "auto",
     attribute: str | None = None,
     strength_sign: Sign | None = None,
+    ratings: Ratings | None = None,
     limit: int | None = None,
 ) -> Iterator[tuple[Record, Parsed]]:
     """Every record with what it says, one at a time: for scoring in the order of the file.
@@ -70,13 +75,14 @@ def iter_parsed(
         format: a name of `FORMATS`, or ``auto``: found by the columns of each record.
         attribute: the objective, for records rated on several.
         strength_sign: which side a negative strength prefers.
+        ratings: as of `load_table`.
         limit: stop after so many records.
 
     Raises:
         DataError: a record or value is not what it should be, or one prompt_id stands for two prompts.
         FormatError: no format fits, several do, or a record is in another format than the first.
     """
-    options = _options(format, attribute, strength_sign)
+    options = _options(format, attribute, strength_sign, ratings)
     # None stands for dropped records, and none is dropped here.
     return cast(
         Iterator[tuple[Record, Parsed]],
@@ -115,6 +121,8 @@ def load_table(
     format: str = "auto",
     attribute: str | None = None,
     strength_sign: Sign | None = None,
+    ratings: Ratings | None = None,
+    objectives: Sequence[str] = (),
     empty: Empty = "error",
     limit: int | None = None,
 ) -> AnswerTable:
@@ -125,17 +133,24 @@ def load_table(
         format: a name of `FORMATS`, or ``auto``: found by the columns of each record.
         attribute: the objective, for records rated on several.
         strength_sign: which side a negative strength prefers.
+        ratings: objectives whose ratings are read: ``"known"`` = all that the format knows, or a list
+            of these and of own columns with their ranges (``"quality:1..5"``, see
+            `retrm.data.rating_columns`); None = none.
+        objectives: objectives that are computed from every answer (`retrm.data.objectives`).
         empty: what to do with a record that holds an empty answer: stop, or set it aside and count.
         limit: stop after so many records.
 
     Raises:
         DataError: as `iter_parsed`, or the source has no record at all.
+        LabelError: a rating outside of its range, or an objective that was named and is nowhere rated.
     """
     return build_table(
         read_records(source, limit=limit),
         format=format,
         attribute=attribute,
         strength_sign=strength_sign,
+        ratings=ratings,
+        objectives=objectives,
         empty=empty,
         name=str(source),
     )
@@ -147,26 +162,54 @@ def build_table(
     format: str = "auto",
     attribute: str | None = None,
     strength_sign: Sign | None = None,
+    ratings: Ratings | None = None,
+    objectives: Sequence[str] = (),
     empty: Empty = "error",
     name: str = "records",
 ) -> AnswerTable:
     """`load_table` for records that are already at hand; `name` stands in messages."""
     check_empty(empty)
+    check_objectives(objectives)
     counts: Counter[str] = Counter(records=0)
-    options = _options(format, attribute, strength_sign)
+    options = _options(format, attribute, strength_sign, ratings)
     builder = _Builder(counts)
-    for _, parsed in _parse_all(records, format, options, empty=empty):
+    columns: dict[str, None] = {}
+    for record, parsed in _parse_all(records, format, options, empty=empty):
         counts["records"] += 1
+        columns.update(dict.fromkeys(record.fields))
         if parsed is None:
             counts["dropped_empty"] += 1
         else:
             builder.add(parsed)
     if counts["records"] == 0:
         raise DataError(f"{name} has no records; expected at least one. Check how it was written")
-    return builder.table()
+    if options.ratings is not None:
+        _check_rated(builder.ratings, options.ratings, list(columns), name)
+    return add_objectives(builder.table(), objectives)
 
 
-def _options(format: str, attribute: str | None, strength_sign: Sign | None) -> Options:
+def _check_rated(
+    ratings: Mapping[str, Mapping[int, float]],
+    wanted: WantedRatings,
+    columns: Sequence[str],
+    name: str,
+) -> None:
+    """Refuse an objective that was named and that no record rates: a misspelt column, as a rule."""
+    for column in wanted.columns:
+        if not ratings.get(column.objective):
+            raise LabelError(
+                f"{name}: no answer has a rating of {column.objective!r} in the column "
+                f"{column.column!r}; expected one at least. The columns are {', '.join(columns)}. "
+                f"{did_you_mean(column.column, columns)}".rstrip()
+            )
+
+
+def _options(
+    format: str,
+    attribute: str | None,
+    strength_sign: Sign | None,
+    ratings: Ratings | None = None,
+) -> Options:
     """Refuse what is misspelt before anything is read."""
     if format != "auto" and format not in FORMATS:
         raise FormatError(
@@ -176,7 +219,7 @@ def _options(format: str, attribute: str | None, strength_sign: Sign | None) -> 
         raise FormatError(
             f"got strength_sign={strength_sign!r}; expected 'negative_first' or 'positive_first'"
         )
-    return Options(attribute, strength_sign)
+    return Options(attribute, strength_sign, WantedRatings.of(ratings))
 
 
 def _parse_all(
@@ -258,6 +301,10 @@ class _PromptIds:
         return prompt
 
 
+_Text = tuple[str, str, tuple[int, ...] | None]
+_Rated = tuple[tuple[str, float], ...]
+
+
 class _Builder:
     """Rows and relations as they grow."""
 
@@ -269,7 +316,11 @@ class _Builder:
         self.ranked: list[RankedList] = []
         self.gold: dict[str, str] = {}
         self.gold_where: dict[str, str] = {}
-        self.rows: dict[tuple[str, str, tuple[int, ...] | None], int] = {}
+        self.ratings: dict[str, dict[int, float]] = {}
+        self.scales: dict[str, tuple[RatingScale, str]] = {}
+        self.rows: dict[tuple[_Text, _Rated], int] = {}
+        self.texts: set[_Text] = set()
+        self.known: set[str] = set()
 
     def add(self, parsed: Parsed) -> None:
         """Take in one record."""
@@ -279,6 +330,9 @@ class _Builder:
         if parsed.drop is not None:
             self.counts[f"dropped_{parsed.drop}"] += 1
             return
+        self.known.update(parsed.ratings)
+        for objective, scale in parsed.scales.items():
+            self._check_scale(objective, scale, parsed.answers[0].where)
         rows = [self._row(parsed, i) for i in range(len(parsed.answers))]
         self.pairs += [Pair(rows[p.chosen], rows[p.rejected], p.margin) for p in parsed.pairs]
         for ranked in parsed.ranked:
@@ -288,26 +342,44 @@ class _Builder:
 
     def _row(self, parsed: Parsed, i: int) -> int:
         """The row of answer `i`: that of an equal one, unless both are samples."""
+        answer = parsed.answers[i]
+        # Labels are no part of the identity: a preference's answers have none, and rated or sampled
+        # answers keep their own rows, so no label is lost. Ratings are: a row holds one of an objective.
+        text = (answer.prompt_id, answer.response, answer.response_ids)
+        rated = _ratings_of(parsed, i)
+        if text in self.texts:
+            if not parsed.are_samples and not parsed.is_labelled and (text, rated) in self.rows:
+                self.counts["answers_shared"] += 1
+                return self.rows[text, rated]
+            self.counts["answers_repeated"] += 1
+        row = len(self.answers)
+        self.texts.add(text)
+        self.rows.setdefault((text, rated), row)
+        for objective, rating in rated:
+            self.ratings.setdefault(objective, {})[row] = rating
+        self._add_answer(parsed, i)
+        return row
+
+    def _add_answer(self, parsed: Parsed, i: int) -> None:
+        """One more row."""
         answer, label = parsed.answers[i], parsed.labels[i]
         if answer.pruned:  # part of an answer is neither right nor wrong
             label = math.nan
-        # Labels are no part of the identity: a preference's answers have none, and rated or sampled
-        # answers keep their own rows, so no label is lost.
-        identity = (answer.prompt_id, answer.response, answer.response_ids)
-        if identity in self.rows:
-            if not parsed.are_samples and not parsed.is_labelled:
-                self.counts["answers_shared"] += 1
-                return self.rows[identity]
-            self.counts["answers_repeated"] += 1
-        row = len(self.answers)
-        self.rows.setdefault(identity, row)
         self.answers.append(answer)
         self.labels.append(label)
         is_missing = math.isnan(label) and not answer.pruned
         self.counts["labels_missing"] += parsed.is_labelled and is_missing
         self.counts["answers_cut"] += answer.finished is False and not answer.pruned
         self.counts["answers_pruned"] += answer.pruned
-        return row
+
+    def _check_scale(self, objective: str, scale: RatingScale, where: str) -> None:
+        """Refuse a second range of an objective: its numbers would not mean the same."""
+        known, first = self.scales.setdefault(objective, (scale, where))
+        if known != scale:
+            raise DataError(
+                f"{where}: {objective!r} is rated from {scale.low:g} to {scale.high:g}, but at {first} "
+                f"from {known.low:g} to {known.high:g}; expected one range an objective. Split the file"
+            )
 
     def _add_list(self, rows: tuple[int, ...], ranks: tuple[float, ...]) -> None:
         """One ranked list; members that share a row are one member."""
@@ -335,6 +407,7 @@ class _Builder:
         """Everything so far."""
         directed = {(pair.chosen, pair.rejected) for pair in self.pairs}
         counts = self.counts
+        counts["objectives_without_ratings"] = len(self.known - self.ratings.keys())
         counts["pairs"] = len(self.pairs)
         counts["ranked_lists"] = len(self.ranked)
         counts["pairs_contradictory"] = sum((b, a) in directed for a, b in directed)
@@ -344,6 +417,7 @@ class _Builder:
             "answers": len(self.answers),
             "prompts": len({answer.prompt_id for answer in self.answers}),
         }
+        rated = sorted(self.ratings)
         return AnswerTable(
             answers=tuple(self.answers),
             labels=np.array(self.labels, dtype=np.float64),
@@ -351,10 +425,51 @@ class _Builder:
             ranked=tuple(self.ranked),
             gold=self.gold,
             counts={**always, **{k: n for k, n in kept.items() if k not in always}},
+            ratings={objective: self._column(objective) for objective in rated},
+            scales={objective: self.scales[objective][0] for objective in rated},
         )
+
+    def _column(self, objective: str) -> np.ndarray:
+        """(n,) float64, NaN where a row has no rating."""
+        column = np.full(len(self.answers), math.nan)
+        given = self.ratings[objective]
+        column[list(given)] = list(given.values())
+        return column
+
+
+def _ratings_of(parsed: Parsed, i: int) -> _Rated:
+    """What answer `i` was rated on; part of an answer is rated on nothing."""
+    if parsed.answers[i].pruned:
+        return ()
+    return tuple(
+        (objective, values[i])
+        for objective, values in sorted(parsed.ratings.items())
+        if not math.isnan(values[i])
+    )
 
 
 # ------------------------------------------------------------------------------------ statistics
+
+
+@dataclass(frozen=True)
+class ObjectiveSummary:
+    """What is rated on an objective.
+
+    Attributes:
+        n_rated: answers with a rating.
+        n_missing: the others.
+        mean: of the ratings, from 0 to 1.
+        low: the lowest rating, from 0 to 1.
+        high: the highest; the same as `low` where there is nothing to learn.
+        scale: what raters could give, as LOW..HIGH.
+    """
+
+    n_rated: int
+    n_missing: int
+    mean: float
+    low: float
+    high: float
+    scale: str
 
 
 @dataclass(frozen=True)
@@ -378,6 +493,7 @@ class TableSummary:
         median_characters: of the answers.
         p99_characters: 99th percentile of the answers.
         counts: as read.
+        objectives: what is rated, in the order of the table.
     """
 
     n_prompts: int
@@ -393,6 +509,7 @@ class TableSummary:
     median_characters: float
     p99_characters: float
     counts: Mapping[str, int]
+    objectives: Mapping[str, ObjectiveSummary]
 
 
 def describe(table: AnswerTable) -> TableSummary:
@@ -421,7 +538,25 @@ def describe(table: AnswerTable) -> TableSummary:
         median_characters=float(np.median(lengths)),
         p99_characters=float(np.percentile(lengths, 99)),
         counts=table.counts,
+        objectives=_objectives(table),
     )
+
+
+def _objectives(table: AnswerTable) -> dict[str, ObjectiveSummary]:
+    found = {}
+    for objective, ratings in table.ratings.items():
+        known = ratings[~np.isnan(ratings)]
+        # An objective may have lost its ratings where rows were taken from a table.
+        mean, low, high = (
+            (float(known.mean()), float(known.min()), float(known.max()))
+            if len(known)
+            else (math.nan, math.nan, math.nan)
+        )
+        found[objective] = ObjectiveSummary(
+            *(len(known), len(ratings) - len(known), mean, low, high),
+            scale=str(table.scales[objective]),
+        )
+    return found
 
 
 def _labels_by_class(labels: np.ndarray) -> dict[str, int]:

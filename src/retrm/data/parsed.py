@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from retrm.data.rating_columns import WantedRatings
 from retrm.errors import DataError
-from retrm.records import Answer, Pair, RankedList
+from retrm.records import Answer, Pair, RankedList, RatingScale
 
 Sign = Literal["negative_first", "positive_first"]
 Shape = Literal["one", "list", "named"]
@@ -19,10 +20,12 @@ class Options:
     Attributes:
         attribute: the objective to take from records that are rated on several.
         strength_sign: which side a negative strength prefers; sets differ.
+        ratings: the objectives whose ratings are read, beside labels and preferences; None = none.
     """
 
     attribute: str | None = None
     strength_sign: Sign | None = None
+    ratings: WantedRatings | None = None
 
 
 NO_OPTIONS = Options()
@@ -45,6 +48,8 @@ class Parsed:
         score_fields: the names, for `named`.
         drop: why the record can give no relation, if so; its answers can still be scored.
         counts: what was set aside in it, by reason.
+        ratings: by objective, one an answer, from 0 to 1; NaN = not rated.
+        scales: by objective, what the raters' own numbers were, where the record has them.
     """
 
     format: str
@@ -59,6 +64,8 @@ class Parsed:
     score_fields: tuple[str, ...] = ()
     drop: Drop | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
+    ratings: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    scales: Mapping[str, RatingScale] = field(default_factory=dict)
 
     def score_value(self, scores: Sequence[float]) -> float | list[float] | dict[str, float]:
         """`scores` of the answers in the shape that belongs under the record's `score` column.

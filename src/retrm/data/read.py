@@ -1,7 +1,7 @@
 """Raw records, streamed, each with its place in the source.
 
-Read are JSON Lines, JSON arrays (both also gzip'd), Parquet, and hub data sets written as
-``hub:owner/name[:split][:config]``. What a file holds is told from its first bytes where its name
+Read are JSON Lines, JSON arrays, CSV with a header (all also gzip'd), Parquet, and hub data sets written
+as ``hub:owner/name[:split][:config]``. Every value of a CSV file is a text. What a file holds is told from its first bytes where its name
 does not settle it, so a ``.json`` file with one object a line is read for what it is.
 
 A log that Inspect wrote as JSON is read for its samples.
@@ -13,6 +13,8 @@ log is one object and is held whole.
     ['2+2?']
 """
 
+import contextlib
+import csv
 import gzip
 import io
 import itertools
@@ -30,7 +32,8 @@ from retrm.errors import DataError, MissingExtraError, did_you_mean
 
 HUB_PREFIX = "hub:"
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-_SUFFIXES = (*_JSON_SUFFIXES, ".parquet")
+_TEXT_SUFFIXES = (*_JSON_SUFFIXES, ".csv")
+_SUFFIXES = (*_TEXT_SUFFIXES, ".parquet")
 _PARQUET_ROWS = 256
 _CHUNK = 1 << 16
 _LONGEST_TOKEN = 512
@@ -87,7 +90,8 @@ def read_records(source: str | Path, *, limit: int | None = None) -> Iterator[Re
     else:
         path = Path(source)
         _check_file(path)
-        records = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_json(path)
+        reader = {".parquet": _read_parquet, ".csv": _read_csv}.get(_kind(path), _read_json)
+        records = reader(path)
     return records if limit is None else itertools.islice(records, limit)
 
 
@@ -108,13 +112,19 @@ def _check_file(path: Path) -> None:
             f"{path} is a packed Inspect log; expected its JSON form. Run: inspect log convert "
             f"{path.name} --to json --output-dir DIR"
         )
-    inner = Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    inner = _kind(path)
     if inner not in _SUFFIXES or (inner != path.suffix.lower() and inner == ".parquet"):
         raise DataError(
             f"{path} ends in {''.join(path.suffixes[-2:])!r}, which is not read; expected "
-            f"{', '.join(_SUFFIXES)} or {', '.join(f'{s}.gz' for s in _JSON_SUFFIXES)}. "
+            f"{', '.join(_SUFFIXES)} or {', '.join(f'{s}.gz' for s in _TEXT_SUFFIXES)}. "
             "Convert the file to JSON Lines, one object a line"
         )
+
+
+def _kind(path: Path) -> str:
+    """The suffix in small letters, without that of gzip."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
 
 
 def _nearest(name: str, folder: Path) -> str:
@@ -133,16 +143,22 @@ def _nearest(name: str, folder: Path) -> str:
 
 def _read_json(path: Path) -> Iterator[Record]:
     """JSON Lines or one JSON array, told apart by the first character that is no white space."""
+    with _readable(path), _open(path) as stream:
+        head = stream.peek(4)
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError(f"{path}: got UTF-16 text; expected UTF-8. Save it as UTF-8")
+        is_array = head.removeprefix(_BOM).lstrip()[:1] == b"["
+        if not is_array and is_log(stream.peek(200)):
+            yield from (Record(*sample) for sample in read_log(stream, path.name))
+            return
+        yield from _read_array(stream, path) if is_array else _read_lines(stream, path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Faults of the file itself as errors of ours."""
     try:
-        with _open(path) as stream:
-            head = stream.peek(4)
-            if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                raise DataError(f"{path}: got UTF-16 text; expected UTF-8. Save it as UTF-8")
-            is_array = head.removeprefix(_BOM).lstrip()[:1] == b"["
-            if not is_array and is_log(stream.peek(200)):
-                yield from (Record(*sample) for sample in read_log(stream, path.name))
-                return
-            yield from _read_array(stream, path) if is_array else _read_lines(stream, path)
+        yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(
             f"{path}: the compressed data is damaged or cut off ({error}); expected a whole gzip "
@@ -335,6 +351,45 @@ def _record(value: Any, where: str) -> Record:
 def _json_kind(value: Any) -> str:
     names = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return names.get(type(value), "a number")
+
+
+# ----------------------------------------------------------------------------------------- CSV
+
+
+def _read_csv(path: Path) -> Iterator[Record]:
+    """Rows below a header; a place is the line on which a row begins."""
+    with _readable(path), _open(path) as stream:
+        rows = csv.reader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), strict=True)
+        end = 0
+        try:
+            header = _header(next(rows, []), path)
+            end = rows.line_num
+            for row in rows:
+                where, end = f"{path.name}:{end + 1}", rows.line_num
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise DataError(
+                        f"{where}: the row has {len(row)} values; expected {len(header)}, one a column of "
+                        "the header. Put texts with commas, quotes or line breaks in double quotes"
+                    )
+                yield Record(dict(zip(header, row, strict=True)), where)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{path.name}, after line {end}: no readable CSV ({error}); expected UTF-8 text with a "
+                "header, commas, and double quotes around texts that need them. Mend it from there on"
+            ) from error
+
+
+def _header(names: list[str], path: Path) -> list[str]:
+    """The column names; one may be empty, as that of a written index is."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(
+            f"{path.name}:1: two columns are named {twice!r}; expected a header with a name for each. "
+            "Rename one"
+        )
+    return names
 
 
 # ------------------------------------------------------------------------------- Parquet and hub

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from retrm.data.formats import ROLLOUT_COLUMNS
+from retrm.data.ratings import OWN
 from retrm.data.read import Record
 from retrm.errors import DataError, LabelError
 from retrm.records import AnswerTable, Prompt
@@ -50,6 +51,11 @@ def _with_text(record: Record) -> tuple[Record | None, int]:
         name: [value[i] for i in kept] if name in parallel and _is_parallel(value, texts) else value
         for name, value in record.fields.items()
     }
+    if isinstance(fields.get(OWN), dict):
+        fields[OWN] = {
+            objective: [value[i] for i in kept] if _is_parallel(value, texts) else value
+            for objective, value in fields[OWN].items()
+        }
     return Record(fields, record.where), len(texts) - len(kept)
 
 
@@ -88,6 +94,9 @@ def _rollout(table: AnswerTable, prompt_id: str, rows: list[int]) -> dict[str, A
         row["correct"] = [None if math.isnan(label) else bool(label) for label in labels]
     if prompt_id in table.gold:
         row["answer"] = table.gold[prompt_id]
+    rated = {objective: _or_null(values[rows]) for objective, values in table.ratings.items()}
+    if any(value is not None for values in rated.values() for value in values):
+        row[OWN] = rated
     columns: Mapping[str, list[Any]] = {
         "token_ids": [a.response_ids and list(a.response_ids) for a in answers],
         "finished": [a.finished for a in answers],
@@ -97,6 +106,10 @@ def _rollout(table: AnswerTable, prompt_id: str, rows: list[int]) -> dict[str, A
         "pruned": [a.pruned or None for a in answers],
     }
     return {**row, **{k: v for k, v in columns.items() if any(x is not None for x in v)}}
+
+
+def _or_null(values: np.ndarray) -> list[float | None]:
+    return [None if math.isnan(value) else float(value) for value in values]
 
 
 def _prompt_fields(prompt: Prompt) -> dict[str, Any]:

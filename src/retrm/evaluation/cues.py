@@ -1,9 +1,9 @@
 r"""Outward cues of an answer that a reward model may pay for: markup, lists, refusals, flattery.
 
 Each cue is a number of an answer: how many headers, bold spans, list items and code blocks it has, and
-whether it refuses or flatters (1 or 0). Refusals and flattery are known by how the answer BEGINS, by the
-short lists below: they find the plain cases in English and are blind to all others. Markup outside of
-code blocks counts as CommonMark reads it, by line.
+whether it refuses or flatters (1 or 0). Refusals (`retrm.data.refusals`) and flattery are known by how
+the answer BEGINS, by short lists: they find the plain cases in English and are blind to all others.
+Markup outside of code blocks counts as CommonMark reads it, by line.
 
 >>> from retrm.evaluation.cues import CUES
 >>> {cue.name: cue.of("I'm sorry, but I can't help.\n- one\n- two") for cue in CUES if cue.is_binary}
@@ -14,36 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-REFUSALS = (
-    "i can't",
-    "i cannot",
-    "i can not",
-    "i won't",
-    "i will not",
-    "i'm not able to",
-    "i am not able to",
-    "i'm unable to",
-    "i am unable to",
-    "i'm not going to",
-    "i must decline",
-    "i have to decline",
-    "i don't feel comfortable",
-    "i'm not comfortable",
-    "as an ai",
-    "i'm sorry, but",
-    "i am sorry, but",
-    "i'm sorry, i can",
-    "i apologize, but",
-    "i apologise, but",
-    "sorry, but i can",
-    "sorry, i can",
-    "unfortunately, i can",
-    "it is not appropriate",
-    "it's not appropriate",
-    "i'm just an ai",
-)
-"""An answer refuses that begins with one of these, or has one begin within its first `REFUSAL_REACH`
-characters at the start of a sentence."""
+from retrm.data.refusals import opening, refuses
 
 FLATTERIES = (
     "great question",
@@ -74,13 +45,10 @@ FLATTERIES = (
 )
 """An answer flatters or agrees that begins with one of these."""
 
-REFUSAL_REACH = 160
-
 _FENCE = re.compile(r"^ {0,3}(```+|~~~+)[^\n]*\n.*?(?:^ {0,3}\1|\Z)", re.MULTILINE | re.DOTALL)
 _HEADER = re.compile(r"^ {0,3}#{1,6}[ \t]+\S", re.MULTILINE)
 _BOLD = re.compile(r"\*\*(?=\S)[^*\n]+?(?<=\S)\*\*|__(?=\S)[^_\n]+?(?<=\S)__")
 _ITEM = re.compile(r"^[ \t]*(?:[-*+]|\d{1,9}[.)])[ \t]+\S", re.MULTILINE)
-_SENTENCE = re.compile(r"(?:^|[.!?\n]\s*)(?=\S)")
 
 
 @dataclass(frozen=True)
@@ -118,20 +86,9 @@ def n_code_blocks(text: str) -> float:
     return float(len(_FENCE.findall(text)))
 
 
-def refuses(text: str) -> float:
-    """1 if it begins as a refusal, else 0."""
-    head = _plain(text)[:REFUSAL_REACH]
-    return float(any(head.startswith(REFUSALS, m.end()) for m in _SENTENCE.finditer(head)))
-
-
 def flatters(text: str) -> float:
     """1 if it begins by praising or agreeing with the user, else 0."""
-    return float(_plain(text).startswith(FLATTERIES))
-
-
-def _plain(text: str) -> str:
-    """Small letters, straight apostrophes, no leading space or quotation mark."""
-    return text.replace("\u2019", "'").lstrip(" \t\r\n\"'*_#>").lower()
+    return float(opening(text).startswith(FLATTERIES))
 
 
 CUES: tuple[Cue, ...] = (

@@ -5,7 +5,7 @@ backbone is checked when a recipe is made, the rest when `Reducer` binds it to o
 """
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
 from retrm.backbone.base import StatePoint
@@ -15,6 +15,7 @@ from retrm.features.subspace import SubspaceSpec
 Pooling = Literal["last", "mean", "max", "tokens", "prompt_end"]
 Point = Literal["residual", "post_norm", "hidden_states"]
 Source = Literal["states", "logits", "log_probability"]
+Context = Literal["none", "prompt_end"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 _NUMBERS = r"(-?\d+)(?:\s*-\s*(\d+))?"  # 8, or the range 8-16
@@ -25,6 +26,7 @@ CHOICES = {
     "source": ("states", "logits", "log_probability"),
     "dtype": ("float32", "float16", "bfloat16"),
     "matrix": ("auto", "raw", "folded", "centred", "centred_folded"),
+    "context": ("none", "prompt_end"),
 }
 # Of source log_probability, per answer, nats; entropies are of the distributions that its tokens were drawn from.
 SCALARS = (
@@ -54,6 +56,9 @@ class Recipe:
             mode); or `log_probability` (mean, minimum and entropy of the answer's own tokens).
         dtype: in which features are kept. The same rounding is applied when scoring online.
         counts_end: whether the end-of-turn token belongs to the answer.
+        context: what is kept of the prompt behind the pooled features of an answer: `none`, or
+            `prompt_end` = the post_norm state of the last layer at the last token of the prompt, all of
+            it (float32, no subspace), whatever layers the answer is read at.
     """
 
     layers: str = "last"
@@ -64,6 +69,7 @@ class Recipe:
     source: Source = "states"
     dtype: Dtype = "float32"
     counts_end: bool = True
+    context: Context = "none"
 
     def __post_init__(self) -> None:
         for name in ("layers", "subspace"):
@@ -96,6 +102,7 @@ class Recipe:
                 f"{self.layers!r} and point={self.point!r}; use layers=last and point=post_norm"
             )
         self._check_matrix(spec)
+        self._check_context()
 
     def _check_matrix(self, spec: SubspaceSpec) -> None:
         if self.matrix == "auto" or spec.part == "full":
@@ -110,6 +117,23 @@ class Recipe:
                 f"point={fits}"
             )
 
+    def _check_context(self) -> None:
+        if self.context == "none":
+            return
+        needs = {"source": "states", "dtype": "float32"}
+        wrong = [name for name, value in needs.items() if getattr(self, name) != value]
+        if not self.is_pooled:
+            raise RecipeError(
+                f"context {self.context!r} stands behind the one row of a pooled answer, got pooling="
+                "'tokens'; use pooling=last, mean or max, or context=none"
+            )
+        if wrong:
+            name = wrong[0]
+            raise RecipeError(
+                f"context {self.context!r} is a state in float32 behind states in float32, got {name}="
+                f"{getattr(self, name)!r}; use {name}={needs[name]}, or context=none"
+            )
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """A recipe from JSON or TOML; unknown keys are errors."""
@@ -118,6 +142,16 @@ class Recipe:
             if key not in known:
                 raise RecipeError(f"unknown recipe key {key!r}. {did_you_mean(key, known)}")
         return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `from_dict` takes it; by this a recipe is stored, compared and hashed.
+
+        A context that is not read is left out: recipes have the identity they had before there was one.
+        """
+        values = asdict(self)
+        if self.context == "none":
+            del values["context"]
+        return values
 
     @property
     def is_centred(self) -> bool:
@@ -166,6 +200,8 @@ class Recipe:
     def n_features(self, n_layers: int, width: int, vocab_size: int = 0) -> int:
         """Numbers that are kept of an answer (pooled) or of a response token (`tokens`).
 
+        The last `n_context` of them are the context.
+
         Args:
             n_layers: blocks of the backbone.
             width: of its residual stream.
@@ -178,7 +214,16 @@ class Recipe:
             return len(SCALARS)
         if self.source == "logits":
             return vocab_size
-        return SubspaceSpec.parse(self.subspace).n_dims(width) * len(self.wanted(n_layers))
+        n_dims = SubspaceSpec.parse(self.subspace).n_dims(width)
+        return n_dims * len(self.wanted(n_layers)) + self.n_context(width)
+
+    def n_context(self, width: int) -> int:
+        """Numbers that are kept of the prompt behind the features of an answer.
+
+        Args:
+            width: of the residual stream.
+        """
+        return width if self.context == "prompt_end" else 0
 
     def _ranges(self) -> list[tuple[int, int]]:
         """First and last layer of each part of `layers`; none where a word stands."""
@@ -186,7 +231,7 @@ class Recipe:
         return [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
 
     def wanted(self, n_layers: int) -> tuple[tuple[int, StatePoint], ...]:
-        """The (layer, state point) pairs to read, in the order their features are laid out."""
+        """The (layer, state point) pairs to read of an answer, in the order of their features."""
         if self.source != "states":
             return ((n_layers, "post_norm"),)
         if self.point == "hidden_states":

@@ -207,7 +207,11 @@ class Reducer:
             RecipeError: the recipe is impossible on this backbone.
         """
         self.recipe = recipe
-        self.wanted = recipe.wanted(backbone.n_layers)
+        self.states = recipe.wanted(backbone.n_layers)  # whose features stand in a row, in order
+        self.n_context = recipe.n_context(backbone.width)
+        self.context_state = (backbone.n_layers, "post_norm") if self.n_context else None
+        read_of_prompt = () if self.context_state in (None, *self.states) else (self.context_state,)
+        self.wanted = (*self.states, *read_of_prompt)
         self.unembedding: Unembedding = backbone.unembedding
         spec = SubspaceSpec.parse(recipe.subspace)
         self.n_dims = spec.n_dims(backbone.width)
@@ -218,11 +222,12 @@ class Reducer:
         self._device_bases = {p: b.to(backbone.device) for p, b in self.bases.items()}
         self._dtype = TORCH_DTYPES[recipe.dtype]
         self._out: Tensor | None = None
+        self._context: Tensor | None = None
 
     def _fit_bases(self, spec: SubspaceSpec) -> dict[StatePoint, Subspace]:
         if spec.part == "full":
             return {}
-        points = {point for _, point in self.wanted}
+        points = {point for _, point in self.states}
         return {
             point: fit_spectrum(self.unembedding, point, centred=self.recipe.is_centred).subspace(
                 spec.part, self.n_dims, seed=spec.seed
@@ -252,21 +257,28 @@ class Reducer:
         if self.recipe.source == "log_probability":
             self._out = self._log_probabilities(states, index, batch)
             return
+        if (layer, point) == self.context_state:
+            self._context = _prompt_ends(states, index).float()
+        if (layer, point) not in self.states:
+            return
         tokens = self._select(states, index)
         if self.recipe.source == "logits":
             self._out = pool(self._logits(tokens), self._after_select(index), self.recipe.pooling)
             return
         pooled = pool(self.project(point, tokens), self._after_select(index), self.recipe.pooling)
         if self._out is None:
-            shape = (pooled.shape[0], self.n_features)
+            shape = (pooled.shape[0], self.n_features - self.n_context)
             self._out = torch.empty(shape, dtype=self._dtype, device=pooled.device)
-        slot = self.wanted.index((layer, point)) * self.n_dims
+        slot = self.states.index((layer, point)) * self.n_dims
         self._out[:, slot : slot + self.n_dims] = pooled.to(self._dtype)
 
     def finish(self, index: BatchIndex) -> Features:
         """The features of the batch's answers, on the CPU in the recipe's dtype."""
         assert self._out is not None, "no wanted state was visited"
         values, self._out = self._out.to("cpu", self._dtype), None
+        if self.context_state is not None:
+            assert self._context is not None, "the context was not visited"
+            values, self._context = torch.cat([values, self._context.to("cpu")], dim=1), None
         n_answers = index.offsets.shape[0] - 1
         offsets = torch.arange(n_answers + 1) if self.recipe.is_pooled else index.offsets
         return Features(values, offsets, self.recipe.is_pooled)
@@ -276,8 +288,7 @@ class Reducer:
             last = (index.offsets[1:] - 1).to(states.device)
             return states[index.rows[last], index.columns[last]]
         if self.recipe.pooling == "prompt_end":  # where the first response token is predicted
-            first = index.offsets[:-1].to(states.device)
-            return states[index.rows[first], index.previous[first]]
+            return _prompt_ends(states, index)
         return states[index.rows, index.columns]
 
     def _after_select(self, index: BatchIndex) -> BatchIndex:
@@ -322,3 +333,11 @@ class Reducer:
             ],
             dim=1,
         )
+
+
+def _prompt_ends(
+    states: Float[Tensor, "rows tokens width"], index: BatchIndex
+) -> Float[Tensor, "answers width"]:
+    """States where the first response token of each answer is predicted."""
+    first = index.offsets[:-1].to(states.device)
+    return states[index.rows[first], index.previous[first]]

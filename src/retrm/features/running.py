@@ -7,6 +7,7 @@ the pooled answer:
     mean   s_t = s_{t-1} + x_t, value s_T / T          max    s_t = max(s_{t-1}, x_t)
     last   s_t = x_t                                   prompt_end   s_t = s_0 = x of the prompt's end
 
+The context of a recipe, the last columns of a row, is that of the prompt's end whatever the pooling.
 Projection and rounding are those of the reducer. The sources `logits` and `log_probability` take the
 logits that generation computes anyway; these are in the model's dtype, while a reading multiplies
 post_norm states in float32: equal in float32, within the rounding of the logits in bfloat16.
@@ -41,6 +42,7 @@ class NewestTokens:
         self._dtype = torch.float32 if reducer.recipe.is_pooled else reducer.layout.dtype
         self._new = torch.empty(0, reducer.n_features, dtype=self._dtype)
         self._parts: dict[tuple[int, StatePoint], Tensor] = {}
+        self._context: Tensor | None = None  # the columns of it, a part of `_new`
         self._before: Tensor | None = None  # log-probabilities of what may follow each row
 
     @property
@@ -57,17 +59,24 @@ class NewestTokens:
         """Take one layer's newest states, one a row."""
         if len(self._new) != len(states):
             self._make_room(len(states), states.device)
+        if self._context is not None and (layer, point) == self._reducer.context_state:
+            self._context.copy_(states)
+        part = self._parts.get((layer, point))
+        if part is None:  # nothing but the context
+            return
         if self._is_projected:
             states = self._reducer.project(point, states)
-        self._parts[layer, point].copy_(states)
+        part.copy_(states)
 
     def _make_room(self, n_rows: int, device: torch.device) -> None:
         # Kept from step to step: all layers of a large model are more than an allocator keeps
         # ready, and fresh pages would cost more than the copy.
         shape = n_rows, self._reducer.n_features
         self._new = torch.empty(shape, dtype=self._dtype, device=device)
-        parts = self._new.split(self._reducer.n_dims, dim=1)
-        self._parts = dict(zip(self._reducer.wanted, parts, strict=True))
+        n_own = self._reducer.n_features - self._reducer.n_context
+        parts = self._new[:, :n_own].split(self._reducer.n_dims, dim=1)
+        self._parts = dict(zip(self._reducer.states, parts, strict=True))
+        self._context = self._new[:, n_own:] if self._reducer.n_context else None
 
     def begin(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows features"]:
         """Features at the last prompt token of the rows that join."""
@@ -113,11 +122,14 @@ class RunningPool:
         self._dtype = reducer.layout.dtype
         recipe = reducer.recipe
         self._pooling = "scalars" if recipe.source == "log_probability" else recipe.pooling
+        self._n_context = reducer.n_context
         self._sums: Tensor | None = None  # (rows, features)
         self._counts: Tensor | None = None  # (rows, 1)
+        self._context: Tensor | None = None  # (rows, context)
 
     def begin(self, values: Float[Tensor, "rows features"]) -> None:
         """Rows join below the others; `values` are the features at their last prompt token."""
+        values, context = self._apart(values)
         if self._pooling == "prompt_end":
             fresh = values.clone()
         elif self._pooling == "scalars":
@@ -126,11 +138,12 @@ class RunningPool:
         else:
             fresh = torch.full_like(values, -_INF if self._pooling == "max" else 0.0)
         counts = values.new_zeros(len(values), 1)
-        if self._sums is None or self._counts is None:
-            self._sums, self._counts = fresh, counts
+        if self._sums is None or self._counts is None or self._context is None:
+            self._sums, self._counts, self._context = fresh, counts, context.clone()
         else:
             self._sums = torch.cat([self._sums, fresh])
             self._counts = torch.cat([self._counts, counts])
+            self._context = torch.cat([self._context, context])
 
     def feed(
         self, values: Float[Tensor, "rows features"], is_judged: Bool[Tensor, " rows"] | None
@@ -138,7 +151,7 @@ class RunningPool:
         """One more token in each row that is judged; the others do not change."""
         assert self._sums is not None
         assert self._counts is not None
-        grown = self._grown(self._sums, values)
+        grown = self._grown(self._sums, self._apart(values)[0])
         if is_judged is None:
             self._sums, self._counts = grown, self._counts + 1
         else:
@@ -147,8 +160,9 @@ class RunningPool:
 
     def keep(self, rows: Tensor) -> None:
         """Forget all other rows."""
-        if self._sums is not None and self._counts is not None:
+        if self._sums is not None and self._counts is not None and self._context is not None:
             self._sums, self._counts = self._sums[rows], self._counts[rows]
+            self._context = self._context[rows]
 
     def values(self) -> Float[Tensor, "rows features"]:
         """In the recipe's dtype; nonsense where no token was judged yet."""
@@ -161,7 +175,16 @@ class RunningPool:
             means = values / self._counts
             is_mean = torch.tensor([True, False, True, False, False], device=values.device)
             values = torch.where(is_mean, means, values)
-        return values.to(self._dtype)
+        values = values.to(self._dtype)
+        if not self._n_context:
+            return values
+        assert self._context is not None
+        return torch.cat([values, self._context], dim=1)
+
+    def _apart(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Features that are pooled, and the context behind them."""
+        n_own = values.shape[1] - self._n_context
+        return values[:, :n_own], values[:, n_own:]
 
     def _grown(self, sums: Tensor, values: Tensor) -> Tensor:
         if self._pooling == "prompt_end":

@@ -4,6 +4,7 @@
 
     RowTargets    loss_i = -[ y log sigmoid(f_i) + (1-y) log sigmoid(-f_i) ],  f = Xw + b
     PairTargets   loss_i = -log sigmoid(f_chosen - f_rejected - margin),       f = Xw, no b
+                  with smoothing and squares of scores, where asked for: `objectives.py`
 
 The intercept is not penalised; pairs cannot see one, so it is 0. Pairwise-logistic over right x
 wrong pairs of a prompt is `PairTargets` with weights: see `pairs_within_prompts`. With lam > 0 the
@@ -90,7 +91,7 @@ class LinearFit:
 
     Attributes:
         weight: (D,) float32, on the device of the features (CPU for "mps", which has no float64).
-        bias: intercept; 0 for pairs.
+        bias: intercept; for pairs 0, or with penalties on scores what makes their mean 0.
         lam: strength of the penalty, on standardised weights.
         objective: mean loss + (lam/2)|w|^2 at the optimum, w standardised.
         gradient_norm: norm of the gradient over its norm at w = 0.
@@ -364,8 +365,9 @@ def _folded(
     a = theta[:-1] if has_intercept else theta
     weight = (where.to_width(a) * where.standardiser.inverse).float()
     bias = 0.0
-    if has_intercept:
-        bias = float(theta[-1] - weight.double() @ where.standardiser.mean)
+    if has_intercept or problem.objective.is_centred:
+        offset = float(theta[-1]) if has_intercept else 0.0
+        bias = offset - float(weight.double() @ where.standardiser.mean)
     return LinearFit(
         weight,
         bias,

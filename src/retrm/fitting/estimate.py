@@ -11,7 +11,7 @@ Memory, beside the model and the activations of one batch:
     convex fit     pooled features up to `HELD_BYTES` and the part of a fold; beyond that one open shard,
                    and `ROW_BYTES` an answer, whatever their size. And what the solver draws and
                    decomposes, which depends on the width only
-    gradient fit   all features of a recipe, and the training part of them
+    gradient fit   all features of a recipe, and the training part of them; that of a mixture likewise
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ from retrm.fitting.trials import (
     gradient_s,
     grown,
     logistic_s,
+    mixture_s,
 )
 from retrm.methods import Method
 from retrm.records import AnswerTable
@@ -127,7 +128,11 @@ def estimate_fit(
         rate = reading_rate(backbone, trial_answers(answers, left), reducers, overlong=overlong)
     n_train = int(np.isin(ready.train, rows[list(fitting.rows)]).sum())
     shapes = [
-        _Shape.of(method, reducers[method.name].layout, size.n_response_tokens, n_train, fitting)
+        _Shape.of(
+            *(method, reducers[method.name].layout, size.n_response_tokens, n_train, fitting),
+            n_context=method.recipe.n_context(backbone.width),
+            n_pairs=len(ready.targets.pairs),
+        )
         for method in methods
     ]
     losses = [default_loss(ready.targets, method.loss) for method in methods]
@@ -220,6 +225,8 @@ class _Shape:
         n_rows: answers, or their tokens.
         n_train: answers in the training part.
         tokens_each: of an answer.
+        n_context: features of the prompt behind those of the answer.
+        n_pairs: of the data.
     """
 
     method: Method
@@ -227,6 +234,8 @@ class _Shape:
     n_rows: int
     n_train: int
     tokens_each: float
+    n_context: int
+    n_pairs: int
 
     @classmethod
     def of(
@@ -236,10 +245,14 @@ class _Shape:
         n_response: int,
         n_train: int,
         fitting: RenderedAnswers,
+        *,
+        n_context: int,
+        n_pairs: int,
     ) -> "_Shape":
         n_answers = len(fitting.rendered)
         n_rows = n_answers if layout.is_pooled else n_response
-        return cls(method, layout, n_rows, n_train, n_response / max(n_answers, 1))
+        tokens_each = n_response / max(n_answers, 1)
+        return cls(method, layout, n_rows, n_train, tokens_each, n_context, n_pairs)
 
     @property
     def width(self) -> int:
@@ -267,6 +280,14 @@ class _Shape:
             # many as features only in small problems.
             trial = grown(logistic_s, width, power=2)
             return 1.3 * trial * max(1.0, self.n_train / TRIAL_ROWS)
+        if method.solver == "mixture":
+            n_own = width - self.n_context
+            return grown(
+                lambda m: mixture_s(
+                    *(method.mixture, m, self.n_context), n_pairs=self.n_pairs, n_rows=self.n_train
+                ),
+                n_own,
+            )
         options = replace(method.gradient, epochs=TRIAL_EPOCHS, patience=None, start="random")
         tried = replace(method, loss=loss, gradient=options)
         trial = grown(lambda m: gradient_s(tried, m, self.tokens_each), width, power=1)

@@ -5,7 +5,7 @@ and the figures stored in the folder belong to exactly that head.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,22 +21,33 @@ from retrm.features.reduce import Features, Reducer
 from retrm.features.sink import FeatureSink
 from retrm.features.subspace import SubspaceSpec
 from retrm.fitting.convex import check_folds, choose_lambda, fit_linear
+from retrm.fitting.ensemble import check_members, check_n_members, fit_members
 from retrm.fitting.gradient import Epoch, check_start, check_start_targets, fit_gradient
 from retrm.fitting.mean_head import supervision_of
+from retrm.fitting.mixture import (
+    check_mixture,
+    check_mixture_recipe,
+    check_rated,
+    fit_mixture,
+)
+from retrm.fitting.mixture_controls import MixtureScores, held_out_scores
 from retrm.fitting.parts import PartedRows
 from retrm.fitting.targets import Targets, check_targets, default_loss
 from retrm.fitting.threads import one_thread_if_small
 from retrm.heads.artifact import Artifact, BackboneIdentity
 from retrm.heads.base import Head
 from retrm.heads.linear import LinearHead
+from retrm.heads.mixture import MixtureHead
 from retrm.heads.registry import make_head
 from retrm.losses import LOSSES
 from retrm.methods import Method
 from retrm.records import Answer, AnswerTable
+from retrm.scorers.ensemble import EnsembleScorer, Scale
 from retrm.scorers.reward_model import RewardModel
 from retrm.store.shards import StoredFeatures
 
 N_SELFTEST = 3
+ENSEMBLE_SUFFIX = " ensemble"
 # Pooled features of a store up to this size are taken into memory for a convex fit; larger ones stay
 # on the disk, and every pass of the solver reads them there.
 HELD_BYTES = 1 << 30
@@ -64,6 +75,10 @@ class Fits:
             sampler recorded it, else under the backbone.
         reading: tokens, seconds and counts of the reading.
         n_pruned: candidates that sampling stopped, which were left out.
+        mixtures: per name of a method with a mixture head, its objectives and controls on the answers
+            held out.
+        ensembles: per name of a method, where they were asked for; their scores stand in `test_scores`
+            under their own names.
     """
 
     models: tuple[RewardModel, ...]
@@ -73,6 +88,8 @@ class Fits:
     log_probability: np.ndarray
     reading: Reading
     n_pruned: int = 0
+    mixtures: Mapping[str, MixtureScores] = field(default_factory=dict)
+    ensembles: Mapping[str, EnsembleScorer] = field(default_factory=dict)
 
 
 def check_methods(
@@ -92,8 +109,15 @@ def check_methods(
                 f"method {method.name}: the {method.head} head needs pooling={need}, got "
                 f"{method.recipe.pooling!r}"
             )
+        if method.recipe.context != "none" and not head.reads_context:
+            raise RecipeError(
+                f"method {method.name}: the {method.head} head does not read the prompt, got context="
+                f"{method.recipe.context!r}; use context=none, or the mixture head"
+            )
         if method.solver == "gradient":
             check_start(head, method.gradient)
+        if method.solver == "mixture":
+            check_mixture_recipe(method.recipe.context, method.loss)
         if method.loss != "auto" and method.loss not in LOSSES:
             raise RecipeError(f"unknown loss {method.loss!r}. {did_you_mean(method.loss, LOSSES)}")
         if n_layers is not None:
@@ -122,7 +146,9 @@ def check_table(
     """
     targets = Targets.of(table, label_threshold=label_threshold)
     for method in methods:
-        check_targets(targets, default_loss(targets, method.loss))
+        if method.solver == "mixture":
+            check_rated(targets, method.mixture)
+        check_targets(targets, _loss_of(method, targets), method.loss_options)
     return targets
 
 
@@ -184,12 +210,14 @@ def check_rows(
     train, test = (part[np.isin(part, whole)] for part in parts)
     left = targets.take(train)
     for method in methods:
-        loss = default_loss(targets, method.loss)
-        check_targets(left, loss)
+        loss = _loss_of(method, targets)
+        if method.solver == "mixture":
+            check_mixture(left, method.mixture, seed=seed)
+        check_targets(left, loss, method.loss_options)
         if method.solver == "gradient":
             check_start_targets(left, loss, method.gradient, seed=seed)
         else:
-            rows, supervision = supervision_of(left, loss)
+            rows, supervision = supervision_of(left, loss, method.loss_options)
             check_folds(supervision, left.groups.numpy()[rows.numpy()], seed=seed)
     return CheckedFit(targets, train, test)
 
@@ -248,6 +276,7 @@ def fit_head(
     features: Features | PartedRows,
     targets: Targets,
     *,
+    n_context: int = 0,
     seed: int = 0,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> FittedHead:
@@ -257,24 +286,39 @@ def fit_head(
         method: what to fit.
         features: of the answers; in parts only for convex heads.
         targets: of the answers.
+        n_context: columns of the prompt behind those of an answer: `Recipe.n_context`; for mixtures.
         seed: of the fit.
         on_epoch: of gradient heads.
 
     Raises:
         FitError, LabelError: the data cannot determine it.
     """
-    loss = default_loss(targets, method.loss)
-    check_targets(targets, loss)
+    loss = _loss_of(method, targets)
+    if method.solver == "mixture":
+        check_mixture(targets, method.mixture, seed=seed)
+    check_targets(targets, loss, method.loss_options)
     if method.solver == "convex":
         return _fit_convex(method, features, targets, loss, seed)
-    assert isinstance(features, Features), "gradient heads read features in memory"
+    assert isinstance(features, Features), f"{method.solver} heads read features in memory"
+    if method.solver == "mixture":
+        mixture = fit_mixture(
+            *(features, targets, method.mixture),
+            n_context=n_context,
+            loss_options=method.loss_options,
+            seed=seed,
+        )
+        return FittedHead(mixture.head, loss, mixture.report)
     head = make_head(method.head, features.n_features, dict(method.head_options))
     done = fit_gradient(
-        head, features, targets, loss, method.gradient, seed=seed, on_epoch=on_epoch
+        *(head, features, targets, loss, method.gradient),
+        loss_options=method.loss_options,
+        seed=seed,
+        on_epoch=on_epoch,
     )
     report = {
         "solver": "gradient",
         "options": asdict(method.gradient),
+        "loss_options": method.loss_options.changes(),
         "epochs": [asdict(epoch) for epoch in done.epochs],
         "kept_epoch": done.kept_epoch,
         "n_validation_prompts": done.n_validation_prompts,
@@ -290,6 +334,7 @@ def cross_fit(
     prompt_ids: Sequence[object],
     *,
     n_folds: int = 5,
+    n_context: int = 0,
     seed: int = 0,
     on_fold: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -308,7 +353,9 @@ def cross_fit(
         if on_fold is not None:
             on_fold(done, n_folds)
 
-    scores = out_of_fold(method, features, targets, folds, seed=seed, on_fit=count)
+    scores = out_of_fold(
+        method, features, targets, folds, n_context=n_context, seed=seed, on_fit=count
+    )
     return scores, folds
 
 
@@ -318,6 +365,7 @@ def out_of_fold(
     targets: Targets,
     folds: np.ndarray,
     *,
+    n_context: int = 0,
     seed: int = 0,
     on_fit: Callable[[FittedHead], None] | None = None,
 ) -> np.ndarray:
@@ -328,6 +376,7 @@ def out_of_fold(
         features: of all answers.
         targets: of all answers.
         folds: (n,) fold of each answer; answers to one prompt must share theirs.
+        n_context: as for `fit_head`.
         seed: of the fits.
         on_fit: called with the head of each fold, in ascending order of the folds.
 
@@ -338,7 +387,9 @@ def out_of_fold(
     for fold in np.unique(folds):
         train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
         with one_thread_if_small(features.values.numel()):
-            fitted = fit_head(method, features.take(train), targets.take(train), seed=seed)
+            fitted = fit_head(
+                *(method, features.take(train), targets.take(train)), n_context=n_context, seed=seed
+            )
         with torch.no_grad():
             scores[test] = fitted.head.score(features.take(test)).double().numpy()
         if on_fit is not None:
@@ -358,6 +409,7 @@ def fit(
     overlong: Overlong = "error",
     source: str = "",
     held_bytes: int = HELD_BYTES,
+    n_members: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Fits:
@@ -377,12 +429,15 @@ def fit(
         source: name of the data, stored as provenance.
         held_bytes: pooled features in a store are taken into memory up to this size; a convex fit on
             larger ones reads them from the disk in every pass. Lower it where memory is short.
+        n_members: also fit an ensemble of so many members a method, each on other training prompts
+            (`retrm.fitting.ensemble`), from the same reading; 0 = none.
         on_progress: of the reading.
         on_epoch: of gradient heads.
 
     Raises:
         LabelError, FitError, RecipeError: before anything is read.
     """
+    check_n_members(n_members)
     ready = check_fit(
         *(table, backbone, methods),
         test_fraction=test_fraction,
@@ -390,6 +445,9 @@ def fit(
         label_threshold=label_threshold,
     )
     targets, train, test = ready.targets, ready.train, ready.test
+    for method in methods if n_members else ():
+        facts = (targets.take(train), _loss_of(method, targets), method.loss_options)
+        check_members(*facts, n_members=n_members, seed=seed)
     reading = read_for(
         backbone, table, methods, sink=sink, overlong=overlong, on_progress=on_progress
     )
@@ -415,16 +473,86 @@ def fit(
         "n_skipped": reading.n_skipped,
         "counts": dict(table.counts),
     }
-    models, scores = [], {}
+    models, scores, mixtures, ensembles = [], {}, {}, {}
     train_at, test_at = [kept[row] for row in train], [kept[row] for row in test]
     for method in methods:
         features = training_features(method, reading.features, train_at, held_bytes=held_bytes)
-        fitted = fit_head(method, features, targets.take(train), seed=seed, on_epoch=on_epoch)
+        fitted = fit_head(
+            *(method, features, targets.take(train)),
+            n_context=method.recipe.n_context(backbone.width),
+            seed=seed,
+            on_epoch=on_epoch,
+        )
+        if isinstance(fitted.head, MixtureHead) and len(test):
+            assert isinstance(features, Features), "a mixture is fitted in memory"
+            held_out = reading.features[method.name].take(test_at)
+            mixtures[method.name] = held_out_scores(
+                *(fitted.head, features.values, targets.take(train)),
+                *(held_out.values, method.mixture),
+                loss_options=method.loss_options,
+                seed=seed,
+            )
         del features  # before the next method's, or they would be held together
-        models.append(_reward_model(method, fitted, backbone, table, train, provenance))
+        facts = {**provenance, **_spread(fitted.head, method, reading, train_at)}
+        models.append(_reward_model(method, fitted, backbone, table, train, facts))
         scores[method.name] = _scores_of(fitted.head, method.name, reading.features, test_at)
+        if n_members:
+            ensemble = ensembles[method.name] = fit_members(
+                *(train, table.prompt_ids[train].tolist()),
+                _member_fit(
+                    method, reading, kept, targets, backbone, table, provenance, held_bytes
+                ),
+                n_members=n_members,
+                seed=seed,
+                name=f"{method.name}{ENSEMBLE_SUFFIX}",
+            )
+            scores[ensemble.name] = _ensemble_scores(ensemble, method, reading, test_at)
     log_probability = log_probability_of(table, reading)[test_at]
-    return Fits(tuple(models), train, test, scores, log_probability, reading, n_pruned)
+    return Fits(
+        tuple(models), train, test, scores, log_probability, reading, n_pruned, mixtures, ensembles
+    )
+
+
+def _spread(head: Head, method: Method, reading: Reading, at: Sequence[int]) -> dict[str, Any]:
+    """How the head's scores are spread over what it was fitted on, by which ensembles align members."""
+    scores = _scores_of(head, method.name, reading.features, at)
+    return {"training_scores": asdict(Scale.of(scores))}
+
+
+def _member_fit(
+    method: Method,
+    reading: Reading,
+    kept: Mapping[int, int],
+    targets: Targets,
+    backbone: Backbone,
+    table: AnswerTable,
+    provenance: Mapping[str, Any],
+    held_bytes: int,
+) -> Callable[[np.ndarray, int], RewardModel]:
+    """What fits one member of an ensemble to some rows."""
+
+    def fit_one(rows: np.ndarray, seed: int) -> RewardModel:
+        at = [kept[int(row)] for row in rows]
+        features = training_features(method, reading.features, at, held_bytes=held_bytes)
+        fitted = fit_head(
+            *(method, features, targets.take(rows)),
+            n_context=method.recipe.n_context(backbone.width),
+            seed=seed,
+        )
+        facts = {**provenance, "seed": seed, "n_train_answers": len(rows)}
+        facts |= _spread(fitted.head, method, reading, at)
+        return _reward_model(method, fitted, backbone, table, rows, facts)
+
+    return fit_one
+
+
+def _ensemble_scores(
+    ensemble: EnsembleScorer, method: Method, reading: Reading, at: Sequence[int]
+) -> np.ndarray:
+    """(len(at),) scores of read answers: no second reading."""
+    members = (one for one in ensemble.members.values() if isinstance(one, RewardModel))
+    raw = [_scores_of(m.artifact.head, method.name, reading.features, at) for m in members]
+    return ensemble.combine(raw)
 
 
 def fit_on_reading(
@@ -440,7 +568,9 @@ def fit_on_reading(
     """A reward model from everything that was read, without a held-out part."""
     rows = reading.rows
     targets = Targets.of(table, label_threshold=label_threshold).take(rows)
-    fitted = fit_head(method, reading.features[method.name], targets, seed=seed)
+    n_context = method.recipe.n_context(backbone.width)
+    features = reading.features[method.name]
+    fitted = fit_head(method, features, targets, n_context=n_context, seed=seed)
     provenance = {
         "source": source,
         "seed": seed,
@@ -450,6 +580,11 @@ def fit_on_reading(
         "counts": dict(table.counts),
     }
     return _reward_model(method, fitted, backbone, table, rows, provenance)
+
+
+def _loss_of(method: Method, targets: Targets) -> str:
+    """A mixture is fitted to pairs, whatever labels stand beside them."""
+    return "bradley_terry" if method.solver == "mixture" else default_loss(targets, method.loss)
 
 
 def _train_and_test(
@@ -503,7 +638,7 @@ def _text_length(answer: Answer) -> int:
 def _fit_convex(
     method: Method, features: Features | PartedRows, targets: Targets, loss: str, seed: int
 ) -> FittedHead:
-    rows, supervision = supervision_of(targets, loss)
+    rows, supervision = supervision_of(targets, loss, method.loss_options)
     values = features if isinstance(features, PartedRows) else features.values.float()
     groups = targets.groups.numpy()
     if len(rows) < len(values):
@@ -528,6 +663,7 @@ def _fit_convex(
         "n_iterations": done.n_iterations,
         "n_constant_features": done.n_constant,
         "standardise": standardise,
+        "loss_options": method.loss_options.changes(),
         "streamed": isinstance(features, PartedRows),
     }
     return FittedHead(head.eval(), loss, report)

@@ -27,6 +27,7 @@ from retrm.fitting.targets import Targets, loss_value
 from retrm.heads.base import Head
 from retrm.heads.gated import GatedHead
 from retrm.methods import GradientOptions
+from retrm.pair_options import PLAIN, PairOptions
 
 TokenScale = tuple[Tensor, Tensor]  # what is subtracted, and what is then divided by
 
@@ -100,6 +101,7 @@ def fit_gradient(
     loss: str,
     options: GradientOptions,
     *,
+    loss_options: PairOptions = PLAIN,
     seed: int = 0,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> GradientFit:
@@ -111,6 +113,7 @@ def fit_gradient(
         targets: of the same rows.
         loss: a name of `LOSSES`.
         options: of the loop.
+        loss_options: of the loss of pairs; a start that is fitted does without them.
         seed: of the weights, the split and the order of prompts.
         on_epoch: called after each epoch, and with number 0 after a start that was fitted.
 
@@ -134,13 +137,15 @@ def fit_gradient(
     if options.start == "mean_head" and moments is not None:
         judged = targets.take(train)
         penalty, training = _start_at_mean(head, moments.means, standardiser, judged, loss, seed)
-        validation = _evaluate(scored, targets, held_out, loss, options.batch_answers)
+        validation = _evaluate(scored, targets, held_out, loss, loss_options, options.batch_answers)
         account.add(training, validation)
     optimizer = _optimizer(head, options)
     schedule = _schedule(optimizer, options)
     for _ in range(options.epochs):
-        training = _run_epoch(scored, targets, train, loss, optimizer, options, generator)
-        validation = _evaluate(scored, targets, held_out, loss, options.batch_answers)
+        training = _run_epoch(
+            *(scored, targets, train, loss), loss_options, optimizer, options, generator
+        )
+        validation = _evaluate(scored, targets, held_out, loss, loss_options, options.batch_answers)
         schedule.step()
         account.add(training, validation)
         if account.is_out_of_patience:
@@ -317,6 +322,7 @@ def _run_epoch(
     targets: Targets,
     rows: Tensor,
     loss: str,
+    loss_options: PairOptions,
     optimizer: torch.optim.Optimizer,
     options: GradientOptions,
     generator: torch.Generator,
@@ -331,7 +337,7 @@ def _run_epoch(
                 f"finite numbers. Lower lr (now {options.lr:g}), set standardise=true, or run retrm "
                 "doctor on the model"
             )
-        value = loss_value(loss, scores, targets.take(batch))
+        value = loss_value(loss, scores, targets.take(batch), loss_options)
         if value is None:
             continue
         optimizer.zero_grad()
@@ -346,7 +352,12 @@ def _run_epoch(
 
 @torch.no_grad()
 def _evaluate(
-    scored: _Scores, targets: Targets, rows: Tensor, loss: str, batch_answers: int
+    scored: _Scores,
+    targets: Targets,
+    rows: Tensor,
+    loss: str,
+    loss_options: PairOptions,
+    batch_answers: int,
 ) -> float | None:
     # No more answers at once than a step has: the buffer of the gather grows to the most it is asked
     # for, and more than the cache holds is slower.
@@ -354,5 +365,5 @@ def _evaluate(
         return None
     scored.head.eval()
     scores = [scored(chunk) for chunk in rows.split(batch_answers)]
-    value = loss_value(loss, torch.cat(scores), targets.take(rows))
+    value = loss_value(loss, torch.cat(scores), targets.take(rows), loss_options)
     return None if value is None else value.item()

@@ -28,8 +28,10 @@ from retrm.fitting.convex import (
     fit_linear,
     pairs_within_prompts,
 )
+from retrm.fitting.objectives import ScorePenalties
 from retrm.fitting.targets import Targets
-from retrm.losses import LOSSES
+from retrm.losses import LOSSES, lead_and_weights
+from retrm.pair_options import PLAIN, PairOptions
 
 # Penalties to choose from, in shares of the variance of all features together. Weaker ones only cost:
 # with fewer answers than features they separate right from wrong, and held-out loss grows without end
@@ -105,7 +107,9 @@ class MeanFit:
     penalty: float
 
 
-def supervision_of(targets: Targets, loss: str) -> tuple[Tensor, RowTargets | PairTargets]:
+def supervision_of(
+    targets: Targets, loss: str, options: PairOptions = PLAIN
+) -> tuple[Tensor, RowTargets | PairTargets]:
     """The rows that take part in a convex fit, and what is known of them.
 
     Losses on one answer are fitted by cross-entropy, those that compare answers to one prompt by the
@@ -116,11 +120,14 @@ def supervision_of(targets: Targets, loss: str) -> tuple[Tensor, RowTargets | Pa
     """
     needs = LOSSES[loss].needs
     if needs == "pairs":
+        lead, weights = lead_and_weights(targets.margins, targets.weights, options)
         pairs = PairTargets(
             chosen=targets.pairs[:, 0].numpy(),
             rejected=targets.pairs[:, 1].numpy(),
-            margins=targets.margins.numpy(),
-            weights=targets.weights.numpy(),
+            margins=lead.numpy(),
+            weights=weights.numpy(),
+            smoothing=options.smoothing,
+            penalties=ScorePenalties.of(options, targets.weights.numpy()),
         )
         return torch.arange(len(targets.labels)), pairs
     rows = targets.is_labelled.nonzero()[:, 0]

@@ -1,9 +1,11 @@
 """What a convex head is fitted to: right or wrong rows, or preferences between rows.
 
     RowTargets    loss_i = -[ y log sigmoid(f_i) + (1-y) log sigmoid(-f_i) ]
-    PairTargets   loss_i = -log sigmoid(f_chosen - f_rejected - margin)
+    PairTargets   loss_i = -(1-e) log sigmoid(g_i) - e log sigmoid(-g_i),
+                  g_i = f_chosen - f_rejected - margin,  e = smoothing
 
-f are the scores of the rows; losses are averaged by weight. Source: Bradley & Terry 1952.
+f are the scores of the rows; losses are averaged by weight. To pairs, squares of scores can be added
+that keep the problem convex (`ScorePenalties`). Source: Bradley & Terry 1952.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,6 +27,7 @@ from retrm.fitting.checks import (
     checked_weights,
     refuse_labels,
 )
+from retrm.pair_options import PairOptions
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,30 @@ class RowTargets:
 
 
 @dataclass(frozen=True)
+class ScorePenalties:
+    """Squares of the scores of pairs; see `retrm.pair_options`.
+
+    Attributes:
+        centring: times the weighted mean of (r_c + r_r)^2.
+        batch_sum: times the square of the weighted mean of all scores of pairs.
+        score_l2: times the weighted mean of r_c^2 + r_r^2.
+        weights: (P,) of each pair in these means; the strength of a preference is no part of it.
+    """
+
+    centring: float
+    batch_sum: float
+    score_l2: float
+    weights: Sequence[float]
+
+    @classmethod
+    def of(cls, options: PairOptions, weights: Sequence[float]) -> "ScorePenalties | None":
+        """Of the options of a fit; None where they add nothing."""
+        if not (options.centring or options.batch_sum or options.score_l2):
+            return None
+        return cls(options.centring, options.batch_sum, options.score_l2, weights)
+
+
+@dataclass(frozen=True)
 class PairTargets:
     """Preferences between rows of the features.
 
@@ -49,12 +76,17 @@ class PairTargets:
         rejected: (P,) row numbers of the others.
         margins: (P,) by how much chosen should lead, 0 or more; None = no margins.
         weights: (P,) weight of every pair, 0 or more; None = all equal.
+        smoothing: share of wrong preferences to expect, 0 to below 1/2.
+        penalties: on the scores; None = none. They fix the zero of the scores, which is then the mean
+            of the rows.
     """
 
     chosen: Sequence[int]
     rejected: Sequence[int]
     margins: Sequence[float] | None = None
     weights: Sequence[float] | None = None
+    smoothing: float = 0.0
+    penalties: ScorePenalties | None = None
 
 
 Targets = RowTargets | PairTargets
@@ -128,6 +160,7 @@ class Objective(Protocol):
     has_intercept: bool
     criterion: Literal["log_loss", "pair_accuracy"]
     is_separable: bool
+    is_centred: bool
 
     def value(self, f: Tensor) -> Tensor:
         """Weighted mean loss of the scores f, (n,)."""
@@ -167,6 +200,7 @@ class RowObjective:
     has_intercept: bool = field(default=True, init=False)
     criterion: Literal["log_loss"] = field(default="log_loss", init=False)
     is_separable: bool = field(default=True, init=False)
+    is_centred: bool = field(default=False, init=False)
 
     @cached_property
     def _shares(self) -> Tensor:
@@ -213,9 +247,16 @@ class PairObjective:
     rejected: Tensor
     margins: Tensor
     weights: Tensor
+    smoothing: float = 0.0
+    penalty: "PairPenalty | None" = None
     has_intercept: bool = field(default=False, init=False)
     criterion: Literal["pair_accuracy"] = field(default="pair_accuracy", init=False)
     is_separable: bool = field(default=False, init=False)
+
+    @property
+    def is_centred(self) -> bool:
+        """Whether a constant added to all scores changes the value."""
+        return self.penalty is not None
 
     @cached_property
     def _shares(self) -> Tensor:
@@ -232,13 +273,27 @@ class PairObjective:
 
     def value(self, f: Tensor) -> Tensor:
         """Weighted mean loss."""
-        terms = -torch.nn.functional.logsigmoid(self._gaps(f))
-        return self._shares @ terms
+        gaps = self._gaps(f)
+        # log sigmoid(g) - log sigmoid(-g) = g
+        terms = self.smoothing * gaps - torch.nn.functional.logsigmoid(gaps)
+        value = self._shares @ terms
+        return value if self.penalty is None else value + self.penalty.value(*self._scores(f))
 
     def slope(self, f: Tensor, rows: slice = EVERY) -> Tensor:
         """Derivative of the value in f."""
-        pull = -self._shares * torch.sigmoid(-self._gaps(f))
-        return self._to_rows(pull, len(f))[rows]
+        pull = self._shares * (self.smoothing - torch.sigmoid(-self._gaps(f)))
+        slope = self._to_rows(pull, len(f))
+        if self.penalty is not None:
+            for index, part in zip(self._index, self.penalty.slope(*self._scores(f)), strict=True):
+                slope.index_add_(0, index, part)
+        return slope[rows]
+
+    @property
+    def _index(self) -> tuple[Tensor, Tensor]:
+        return self.chosen, self.rejected
+
+    def _scores(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        return f[self.chosen], f[self.rejected]
 
     def _curvature(self, f: Tensor) -> Tensor:
         gaps = self._gaps(f)
@@ -247,12 +302,24 @@ class PairObjective:
     def curved(self, f: Tensor, matrix: Tensor) -> Tensor:
         """(Hessian of value in f) @ matrix."""
         differences = matrix[self.chosen] - matrix[self.rejected]
-        return self._to_rows(self._curvature(f)[:, None] * differences, len(f))
+        curved = self._to_rows(self._curvature(f)[:, None] * differences, len(f))
+        if self.penalty is not None:
+            # Of a square the slope is linear: at the columns it is what the Hessian makes of them.
+            for index, part in zip(
+                self._index, self.penalty.slope(*self._scores(matrix)), strict=True
+            ):
+                curved.index_add_(0, index, part)
+        return curved
 
     def factors(self, f: Tensor, most: int, size: int) -> Iterator[Factors]:
         """As in `Objective`."""
         for pairs, root in _some(self._curvature(f), most, size):
             yield root, self.chosen[pairs], self.rejected[pairs]
+        if self.penalty is not None:
+            # For a preconditioner it is enough to bound the squares of sums by squares of scores.
+            for pairs, root in _some(self.penalty.bound, max(1, most // 2), size):
+                for index in self._index:
+                    yield root, index[pairs], None
 
     def subset(self, mask: Tensor) -> "PairObjective":
         """The part on the rows of `mask`, renumbered."""
@@ -263,12 +330,56 @@ class PairObjective:
             number[self.rejected[kept]],
             self.margins[kept],
             self.weights[kept],
+            self.smoothing,
+            self.penalty and self.penalty.subset(kept),
         )
 
     def criterion_total(self, scores: Tensor) -> Tensor:
         """Weighted sum of the criterion, (lams,)."""
         gap = scores[:, self.chosen] - scores[:, self.rejected]
         return (self.weights * ((gap > 0).double() + 0.5 * (gap == 0).double())).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class PairPenalty:
+    """Squares of the scores of pairs, as `ScorePenalties` says; `weights` as they were given."""
+
+    centring: float
+    batch_sum: float
+    score_l2: float
+    weights: Tensor
+
+    @cached_property
+    def _shares(self) -> Tensor:
+        return self.weights / self.weights.sum()
+
+    @property
+    def bound(self) -> Tensor:
+        """(P,) second derivative in each score of a pair that is at least as steep."""
+        return self._shares * (4 * self.centring + self.batch_sum + 2 * self.score_l2)
+
+    def value(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """Of the (P,) scores of all pairs."""
+        sums = chosen + rejected
+        squares = self._shares @ (chosen.square() + rejected.square())
+        mean = self._shares @ sums / 2
+        return (
+            self.centring * (self._shares @ sums.square())
+            + self.batch_sum * mean.square()
+            + self.score_l2 * squares
+        )
+
+    def slope(self, chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivatives in the scores, (P,) or (P, k) for k columns of scores."""
+        shares = self._shares if chosen.dim() == 1 else self._shares[:, None]
+        sums = chosen + rejected
+        both = 2 * self.centring * sums + self.batch_sum * (shares * sums).sum(dim=0) / 2
+        own = 2 * self.score_l2
+        return shares * (both + own * chosen), shares * (both + own * rejected)
+
+    def subset(self, kept: Tensor) -> "PairPenalty":
+        """Of some pairs."""
+        return PairPenalty(self.centring, self.batch_sum, self.score_l2, self.weights[kept])
 
 
 def objective_of(targets: Targets, n: int, device: torch.device) -> Objective:
@@ -294,4 +405,17 @@ def objective_of(targets: Targets, n: int, device: torch.device) -> Objective:
         rejected,
         checked_numbers(margins, "margin", len(chosen), device),
         checked_weights(targets.weights, len(chosen), device),
+        float(checked_numbers([targets.smoothing], "smoothing", 1, device, high=0.5)),
+        _pair_penalty(targets.penalties, len(chosen), device),
     )
+
+
+def _pair_penalty(
+    penalties: ScorePenalties | None, n_pairs: int, device: torch.device
+) -> PairPenalty | None:
+    if penalties is None:
+        return None
+    strengths = [penalties.centring, penalties.batch_sum, penalties.score_l2]
+    centring, batch_sum, score_l2 = checked_numbers(strengths, "penalty", 3, device).tolist()
+    weights = checked_weights(penalties.weights, n_pairs, device)
+    return PairPenalty(centring, batch_sum, score_l2, weights)

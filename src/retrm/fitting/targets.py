@@ -1,7 +1,7 @@
 """What a loss learns from: labels, prompts and pairs as tensors over the rows of a table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from retrm.errors import FitError, LabelError
-from retrm.losses import LOSSES
-from retrm.records import AnswerTable
+from retrm.errors import FitError, LabelError, RecipeError
+from retrm.losses import LOSSES, lead_and_weights
+from retrm.pair_options import PLAIN, PairOptions
+from retrm.records import AnswerTable, RatingScale
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Targets:
         margins: of each pair.
         weights: of each pair; every prompt has total weight 1, so that a prompt with many pairs
             does not drown the others.
+        objectives: names of what rows are rated on; none = they are not.
+        ratings: of each row on each objective, 0 to 1, NaN = not rated, float64.
+        scales: of each objective, the raters' own numbers.
     """
 
     labels: Float[Tensor, " rows"]
@@ -32,6 +36,11 @@ class Targets:
     pairs: Int[Tensor, "pairs 2"]
     margins: Float[Tensor, " pairs"]
     weights: Float[Tensor, " pairs"]
+    objectives: tuple[str, ...] = ()
+    ratings: Float[Tensor, "rows objectives"] = field(
+        default_factory=lambda: torch.zeros(0, 0, dtype=torch.float64)
+    )
+    scales: tuple[RatingScale, ...] = ()
 
     @classmethod
     def of(cls, table: AnswerTable, *, label_threshold: float | None = None) -> Self:
@@ -46,7 +55,7 @@ class Targets:
         judged = table.judged(label_threshold=label_threshold)
         labels, pairs = judged.labels, judged.preferences()
         if np.isnan(labels).all() and not pairs:
-            raise without_targets(len(table))
+            raise without_targets(len(table), tuple(table.ratings))
         groups = _group_numbers(table)
         index = torch.tensor([[p.chosen, p.rejected] for p in pairs], dtype=torch.int64)
         index = index.reshape(-1, 2)
@@ -56,6 +65,9 @@ class Targets:
             pairs=index,
             margins=torch.tensor([p.margin for p in pairs], dtype=torch.float32),
             weights=_equal_prompt_weights(groups[index[:, 0]]),
+            objectives=tuple(table.ratings),
+            ratings=_rating_matrix(table),
+            scales=tuple(table.scales[name] for name in table.ratings),
         )
 
     def take(self, rows: Sequence[int] | Tensor) -> Self:
@@ -66,8 +78,14 @@ class Targets:
         moved = place[self.pairs]
         kept = (moved >= 0).all(dim=1)
         _, groups = torch.unique(self.groups[index], return_inverse=True)
-        return type(self)(
-            self.labels[index], groups, moved[kept], self.margins[kept], self.weights[kept]
+        return replace(
+            self,
+            labels=self.labels[index],
+            groups=groups,
+            pairs=moved[kept],
+            margins=self.margins[kept],
+            weights=self.weights[kept],
+            ratings=self.ratings[index] if self.objectives else self.ratings,
         )
 
     @property
@@ -81,8 +99,14 @@ class Targets:
         return int(torch.unique(self.groups).numel())
 
 
-def without_targets(n: int) -> LabelError:
-    """What is raised for answers that carry nothing to learn from."""
+def without_targets(n: int, objectives: Sequence[str] = ()) -> LabelError:
+    """What is raised for answers that carry nothing to learn from but, maybe, ratings."""
+    if objectives:
+        return LabelError(
+            f"{n} answers are rated on {', '.join(objectives)} and carry no labels, pairs or ranks; "
+            "expected chosen/rejected pairs beside the ratings, in the same file or in one of their own "
+            "(--pairs), for a mixture of objectives; or name the one to learn: attribute"
+        )
     return LabelError(
         f"{n} answers carry no labels, pairs or ranks; expected a label per answer, chosen/rejected "
         "pairs, or ranks. Grade rollouts first: retrm grade ROLLOUTS"
@@ -96,20 +120,29 @@ def default_loss(targets: Targets, wanted: str) -> str:
     return "bce" if targets.is_labelled.any() else "bradley_terry"
 
 
-def check_targets(targets: Targets, loss: str) -> None:
+def check_targets(targets: Targets, loss: str, options: PairOptions = PLAIN) -> None:
     """Refuse targets that cannot determine a head, before any time is spent.
 
     Raises:
-        LabelError: the loss needs labels or pairs that are not there, or one class is missing.
+        LabelError: the loss needs labels, pairs or strengths that are not there, or one class is
+            missing.
         FitError: all rows belong to one prompt, or no prompt has right and wrong answers.
+        RecipeError: options of the loss of pairs for another loss.
     """
     needs = LOSSES[loss].needs
+    if options != PLAIN and needs != "pairs":
+        raise RecipeError(
+            f"got loss options {', '.join(options.changes())} for the loss {loss}; they belong to "
+            "bradley_terry, the loss of preference pairs. Leave them out, or use loss=bradley_terry on "
+            "data with pairs"
+        )
     if needs == "pairs":
         if not len(targets.pairs):
             raise LabelError(
                 f"the loss {loss} needs preference pairs and the data have none; use loss=bce or "
                 "loss=pairwise_logistic with right/wrong labels"
             )
+        lead_and_weights(targets.margins.clamp_min(0), targets.weights, options)
         if (targets.margins < 0).any():
             raise LabelError(
                 f"got {int((targets.margins < 0).sum())} negative margins; expected 0 or more, since a "
@@ -156,14 +189,23 @@ def _check_labels(targets: Targets, loss: str, *, needs_mixed: bool) -> None:
             )
 
 
-def loss_value(loss: str, scores: Tensor, targets: Targets) -> Tensor | None:
-    """The loss of `scores` under `targets`; None if nothing here can be compared."""
+def loss_value(
+    loss: str, scores: Tensor, targets: Targets, options: PairOptions = PLAIN
+) -> Tensor | None:
+    """The loss of `scores` under `targets`; None if nothing here can be compared.
+
+    Args:
+        loss: a name of `LOSSES`.
+        scores: (n,) of the rows of `targets`.
+        targets: of these rows.
+        options: of the loss of pairs; other losses have none.
+    """
     spec = LOSSES[loss]
     if spec.needs == "pairs":
         if not len(targets.pairs):
             return None
         chosen, rejected = scores[targets.pairs[:, 0]], scores[targets.pairs[:, 1]]
-        return spec.function(chosen, rejected, targets.margins, targets.weights)
+        return spec.function(chosen, rejected, targets.margins, targets.weights, options=options)
     kept = targets.is_labelled
     if not kept.any():
         return None
@@ -186,6 +228,13 @@ def _equal_prompt_weights(groups_of_pairs: Tensor) -> Tensor:
         return torch.zeros(0)
     counts = torch.bincount(groups_of_pairs)
     return 1.0 / counts[groups_of_pairs].float()
+
+
+def _rating_matrix(table: AnswerTable) -> Tensor:
+    columns = [torch.from_numpy(values.astype(np.float64)) for values in table.ratings.values()]
+    if not columns:
+        return torch.zeros(0, 0, dtype=torch.float64)
+    return torch.stack(columns, dim=1)
 
 
 def _group_numbers(table: AnswerTable) -> Tensor:

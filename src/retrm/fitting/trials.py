@@ -13,12 +13,18 @@ import torch
 from retrm.features.reduce import Features
 from retrm.fitting.convex import RowTargets, choose_lambda
 from retrm.fitting.fit import fit_head
+from retrm.fitting.mixture import GatePairs, fit_gate
+from retrm.fitting.rating_ridge import sparse_ridge
 from retrm.fitting.targets import Targets
+from retrm.heads.mixture import MixtureHead
 from retrm.methods import Method
+from retrm.mixture_options import MixtureOptions
 from retrm.records import Answer, AnswerTable, Pair
 
 TRIAL_ROWS = 1000
 TRIAL_ANSWERS = 64
+TRIAL_OBJECTIVES = 5
+TRIAL_STEPS = 5
 WIDEST_TRIAL = 512
 
 
@@ -48,6 +54,38 @@ def logistic_s(m: int) -> float:
     noise = torch.randn(TRIAL_ROWS, generator=generator)
     labels = (x[:, 0] + noise > 0).double().tolist()
     return warm_duration_of(lambda: choose_lambda(x, RowTargets(labels), ids))
+
+
+def mixture_s(options: MixtureOptions, m: int, n_context: int, n_pairs: int, n_rows: int) -> float:
+    """A mixture on m features of an answer and `n_context` of its prompt, with all its steps.
+
+    Args:
+        options: of its fit; what is not rated in the data is not known here.
+        m: features of an answer.
+        n_context: of its prompt.
+        n_pairs: to train the gate on.
+        n_rows: that are rated.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(TRIAL_ROWS, m, generator=generator)
+    ratings = torch.rand(TRIAL_ROWS, TRIAL_OBJECTIVES, generator=generator).double()
+    ridge = warm_duration_of(lambda: sparse_ridge(x, ratings, options.alphas))
+    n = min(options.batch_pairs, n_pairs)
+    names = [str(k) for k in range(TRIAL_OBJECTIVES)]
+    head = MixtureHead(
+        m + n_context,
+        objectives=names,
+        n_context=n_context,
+        gate_width=options.width_of_gate(n_pairs),
+        gate_layers=options.gate_layers,
+        dropout=options.dropout,
+    )
+    sides = torch.rand(2, n, TRIAL_OBJECTIVES, generator=generator)
+    context = torch.randn(n, n_context, generator=generator)
+    pairs = GatePairs(context, *sides, torch.zeros(n), torch.ones(n))
+    few = replace(options, steps=TRIAL_STEPS, evaluate_every=TRIAL_STEPS)
+    gate = warm_duration_of(lambda: fit_gate(head, pairs, pairs, few))
+    return ridge * max(1.0, n_rows / TRIAL_ROWS) + gate * options.steps / TRIAL_STEPS
 
 
 def gradient_s(method: Method, m: int, tokens_each: float) -> float:

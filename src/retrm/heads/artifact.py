@@ -173,7 +173,7 @@ def identity_of(artifact: Artifact) -> str:
     Of recipe, head, weights and backbone; not of name, metrics or how it was fitted.
     """
     facts = {
-        "recipe": asdict(artifact.recipe),
+        "recipe": artifact.recipe.to_dict(),
         "head": [artifact.head.name, artifact.head.options],
         "backbone": asdict(artifact.backbone.fingerprint),
         "dtype": artifact.backbone.dtype,
@@ -280,7 +280,7 @@ def _manifest(artifact: Artifact) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "method": artifact.method,
-        "recipe": asdict(artifact.recipe),
+        "recipe": artifact.recipe.to_dict(),
         "head": {
             "name": head.name,
             "n_features": head.n_features,

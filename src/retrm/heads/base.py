@@ -57,10 +57,14 @@ class Head(nn.Module):
     # The running numbers of an answer without tokens; None = it needs all its tokens at once.
     first_sums: ClassVar[tuple[float, ...] | None] = None
     adds_layers: ClassVar[bool] = False  # whether the reward of a token is a sum over layers
+    reads_context: ClassVar[bool] = (
+        False  # whether it may read the prompt behind an answer's features
+    )
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
         self.n_features = n_features
+        self.n_context = 0  # how many of them, the last ones, are the context of the recipe
 
     @property
     def options(self) -> dict[str, Any]:
@@ -110,7 +114,7 @@ class Head(nn.Module):
         """What each layer adds to the reward of each token of `token_view`; rows sum to it.
 
         Only of heads that say `adds_layers`. The features of a token are those of `n_layers` layers, of
-        equal width, one behind the other.
+        equal width, one behind the other; where the head has a context, it stands behind all of them.
         """
         raise NotImplementedError
 

@@ -37,6 +37,7 @@ def model_card(artifact: Artifact) -> str:
         f"| subspace | {recipe.subspace} |",
         f"| pooling | {recipe.pooling} over response tokens, end-of-turn token "
         f"{'counted' if recipe.counts_end else 'not counted'} |",
+        *_context_row(recipe.context),
         f"| head | {artifact.head.name}, {artifact.head.n_params:,} parameters |",
         f"| loss | {artifact.loss} |",
         f"| fitted on | {fitted.get('n_train_answers', '?')} answers of "
@@ -52,6 +53,12 @@ def model_card(artifact: Artifact) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _context_row(context: str) -> list[str]:
+    if context == "none":
+        return []
+    return ["| context | post_norm state of the last layer at the end of the prompt, full width |"]
 
 
 def _metrics(metrics: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from retrm.errors import RecipeError, did_you_mean
 from retrm.heads.base import Head
 from retrm.heads.gated import GatedHead
 from retrm.heads.linear import LinearHead
+from retrm.heads.mixture import MixtureHead
 from retrm.heads.mlp import MLPHead, WorstTokenHead
 
 HEADS: dict[str, type[Head]] = {
@@ -14,6 +15,7 @@ HEADS: dict[str, type[Head]] = {
     "gated": GatedHead,
     "mlp": MLPHead,
     "worst_token": WorstTokenHead,
+    "mixture": MixtureHead,
 }
 
 

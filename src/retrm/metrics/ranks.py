@@ -93,7 +93,7 @@ def _expanded(first: np.ndarray, second: np.ndarray, prompt_ids: Sequence[object
     those are the ranks that the row lifts. Variances likewise.
     """
     n = len(first)
-    u, v = (_middle(np.ones((1, n)), codes)[0, codes] / n - 0.5 for codes in (first, second))
+    u, v = (_centred_ranks(codes) for codes in (first, second))
 
     def above(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
         return values.mean() - _middle(values[None], codes)[0, codes] / n
@@ -109,6 +109,29 @@ def _expanded(first: np.ndarray, second: np.ndarray, prompt_ids: Sequence[object
         return _correlation(both, np.maximum(own, 0.0), np.maximum(other, 0.0))
 
     return sums_statistic(columns, prompt_ids, function)
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> float:
+    """Spearman's rho of all rows, NaN where x or y is the same everywhere; without prompts.
+
+    Args:
+        x: (n,) finite numbers.
+        y: (n,) finite numbers.
+
+    Raises:
+        ScoreError: a number is NaN or infinite, or there is not one of each a row.
+    """
+    first, second = finite_scores(x, "x"), finite_scores(y, "y")
+    check_length(second, first, "values of y")
+    u, v = (_centred_ranks(np.unique(a, return_inverse=True)[1]) for a in (first, second))
+    moments = ((u * v).mean(), (u * u).mean(), (v * v).mean())
+    return float(_correlation(*(np.array([moment]) for moment in moments))[0])
+
+
+def _centred_ranks(codes: np.ndarray) -> np.ndarray:
+    """(n,) ranks of all rows as shares of n, less their mean."""
+    n = len(codes)
+    return _middle(np.ones((1, n)), codes)[0, codes] / n - 0.5
 
 
 def spearman_statistic(

@@ -20,6 +20,18 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class ObjectiveScorer(Protocol):
+    """Judges answers by several named objectives, each higher for better in its own unit."""
+
+    name: str
+    objectives: tuple[str, ...]
+
+    def objective_scores(self, answers: Sequence[Answer]) -> np.ndarray:
+        """(n, K) float64, columns in the order of `objectives`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Judgement:
     """Scores with what happened to the answers on the way.

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 BASELINES = ("shortest", "longest", "random", "log_probability", "stored")
 REMOTE = ("vllm", "vllm-pooling", "sglang", "openrlhf", "retrm")
 _ELSEWHERE = (*(f"{kind}:" for kind in REMOTE), "hf:", "call:", "scores:")
+_WRAPPERS = ("ensemble:", "calibrated:", "objectives:")
+ENSEMBLE = "ensemble.json"  # in the folder of an ensemble
 _WITHOUT_BACKBONE = frozenset(BASELINES) - {"log_probability"}
 
 
@@ -55,7 +57,7 @@ def open_scorers(
             known.setdefault(key, by_probability.backbone)
             opened[spec] = by_probability
             continue
-        if not (Path(spec) / MANIFEST).is_file():
+        if spec.startswith(_WRAPPERS) or not (Path(spec) / MANIFEST).is_file():
             opened[shown_spec(spec)] = open_scorer(spec, model=model, device=device, engine=engine)
             continue
         artifact = load_artifact(Path(spec))
@@ -104,8 +106,10 @@ def open_scorer(
         spec: a folder made by `retrm fit`; `hf:PATH` for a Hugging Face sequence classifier with one
             output; `vllm:URL`, `vllm-pooling:URL`, `sglang:URL`, `openrlhf:URL`, `retrm:URL` for a
             server; `call:MODULE:NAME` for a Python function; `scores:FILE` for scores of a file, found
-            by prompt and answer; `shortest`, `longest`, `random`, `log_probability`; or `stored`, the
-            scores that the rows themselves state.
+            by prompt and answer; `ensemble:DIR,DIR` for several reward models as one, or the folder of an
+            ensemble; `calibrated:FILE` for a scorer less its length curve; `objectives:NAME=SCORER,...`
+            for scorers side by side; `shortest`, `longest`, `random`, `log_probability`; or `stored`,
+            the scores that the rows themselves state.
         model: the backbone of `log_probability`; where the backbone of a folder lies now; or the
             model whose tokenizer a server wants.
         device: for the backbone.
@@ -123,6 +127,8 @@ def open_scorer(
         from retrm.scorers.baseline import LengthScorer, RandomScorer
 
         return RandomScorer() if spec == "random" else LengthScorer(prefers=spec)
+    if spec.startswith(_WRAPPERS) or _is_ensemble(spec):
+        return _wrapper(spec, model, device, engine)
     if spec == "stored":
         from retrm.scorers.baseline import StoredScorer
 
@@ -146,10 +152,50 @@ def open_scorer(
     if not Path(spec).exists():
         raise ArtifactError(
             f"there is no scorer {spec!r}; expected a folder made by retrm fit, hf:PATH, "
-            f"{', '.join(f'{kind}:URL' for kind in REMOTE)}, call:MODULE:NAME, scores:FILE, or one of "
+            f"{', '.join(f'{kind}:URL' for kind in REMOTE)}, call:MODULE:NAME, scores:FILE, "
+            "ensemble:DIR,DIR, calibrated:FILE, objectives:NAME=SCORER,NAME=SCORER, or one of "
             f"{', '.join(BASELINES)}"
         )
     return _reward_model(spec, model, device, engine, None)
+
+
+def _is_ensemble(spec: str) -> bool:
+    return (Path(spec) / ENSEMBLE).is_file()
+
+
+def _wrapper(spec: str, model: str | None, device: str, engine: Engine | None) -> Scorer:
+    """A scorer that asks others; folders on one backbone share it."""
+
+    def opened(specs: Sequence[str]) -> dict[str, Scorer]:
+        return open_scorers(specs, model=model, device=device, engine=engine)
+
+    kind, _, rest = spec.partition(":")
+    if kind == "calibrated":
+        from retrm.scorers.length_calibrated import StoredCalibration
+
+        stored = StoredCalibration.load(Path(rest))
+        (inner,) = opened([stored.scorer]).values()
+        return stored.attached(inner, name=spec)
+    if kind == "objectives":
+        from retrm.scorers.objectives import ObjectivePanel, parse_panel
+
+        named = parse_panel(rest)
+        members = opened(list(named.values())).values()
+        return ObjectivePanel(dict(zip(named, members, strict=True)), name=spec)
+    from retrm.scorers.ensemble import EnsembleScorer, EnsembleSpec
+    from retrm.scorers.reward_model import RewardModel
+
+    typed = EnsembleSpec.parse(rest) if kind == "ensemble" else EnsembleSpec.load(Path(spec))
+    found = opened(typed.folders)
+    models = [one for one in found.values() if isinstance(one, RewardModel)]
+    if len(models) < len(found):
+        strangers = [name for name, one in found.items() if not isinstance(one, RewardModel)]
+        raise RecipeError(
+            f"{', '.join(strangers)} in {spec} is no folder of a reward model; expected folders made by "
+            "retrm fit"
+        )
+    name = spec if kind == "ensemble" else Path(spec).name
+    return EnsembleScorer.of_models(models, rule=typed.rule, name=name)
 
 
 def _remote(kind: str, url: str, model: str | None) -> Scorer:

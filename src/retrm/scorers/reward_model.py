@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from retrm.backbone.base import Backbone, Fingerprint, Rendered
 from retrm.backbone.follow import PruneRule, Running
@@ -32,6 +33,7 @@ from retrm.features.read import (
     Progress,
     read,
     read_rendered,
+    read_rendered_together,
     render_all,
 )
 from retrm.features.reduce import Features, Reducer
@@ -43,6 +45,7 @@ from retrm.heads.artifact import (
     save_artifact,
 )
 from retrm.heads.card import model_card
+from retrm.heads.mixture import Explanation, MixtureHead
 from retrm.records import Answer, Prompt
 from retrm.scorers.base import check_scores
 from retrm.scorers.running import RunningScores, check_exact, check_prunable
@@ -104,6 +107,7 @@ class RewardModel:
 
         Raises:
             FingerprintError: the head belongs to another backbone, tokenizer or template.
+            RecipeError: the head reads another context than the recipe gives.
         """
         self.artifact = artifact
         self.backbone = backbone
@@ -111,6 +115,12 @@ class RewardModel:
         identity = artifact.backbone
         check_fingerprint(identity.fingerprint, backbone, fitted_on=repr(identity.name))
         self.reducer = Reducer(artifact.recipe, backbone, bases=artifact.bases)
+        if self.reducer.n_context != artifact.head.n_context:
+            raise RecipeError(
+                f"the recipe of {self.name} has context={artifact.recipe.context!r}, which is "
+                f"{self.reducer.n_context} numbers of the prompt, and its {artifact.head.name} head reads "
+                f"{artifact.head.n_context}; expected the same. Fit again"
+            )
 
     @classmethod
     def load(
@@ -294,7 +304,7 @@ class RewardModel:
         is_of_states = self.artifact.recipe.source == "states" and self.shows_tokens
         if not (is_of_states and self.artifact.head.adds_layers):
             return ()
-        return tuple(layer for layer, _ in self.reducer.wanted)
+        return tuple(layer for layer, _ in self.reducer.states)
 
     def token_scores(self, prompt: PromptLike, response: str) -> TokenScores:
         """What the reward looks at in one answer.
@@ -325,9 +335,7 @@ class RewardModel:
                 "tokens of the answer. Ask for the score alone, or use a model that reads their states "
                 "(pooling last, mean, max or tokens)"
             )
-        recipe = replace(self.artifact.recipe, pooling="tokens")
-        reducer = Reducer(recipe, self.backbone, bases=self.artifact.bases)
-        values = read_rendered(self.backbone, [rendered], reducer).values.float()
+        values = self._token_features(rendered)
         layers = self.added_layers if by_layer else ()
         with torch.no_grad():
             view = self.artifact.head.token_view(values, self.artifact.recipe.pooling)
@@ -343,6 +351,59 @@ class RewardModel:
             layers=layers,
             by_layer=None if parts is None else parts.numpy(),
         )
+
+    def _token_features(self, rendered: Rendered) -> Tensor:
+        """(tokens, features) float32: before pooling; the context, where there is one, behind each."""
+        recipe = replace(self.artifact.recipe, pooling="tokens", context="none")
+        reducers = {"tokens": Reducer(recipe, self.backbone, bases=self.artifact.bases)}
+        n_context = self.reducer.n_context
+        if n_context:
+            reducers["pooled"] = self.reducer
+        read_once = read_rendered_together(self.backbone, [rendered], reducers)
+        tokens = read_once["tokens"].values.float()
+        if not n_context:
+            return tokens
+        context = read_once["pooled"].values[:, -n_context:]
+        return torch.cat([tokens, context.expand(len(tokens), -1)], dim=1)
+
+    @property
+    def explains(self) -> bool:
+        """Whether the score is a sum over named objectives, so that `explain` can say how."""
+        return isinstance(self.artifact.head, MixtureHead)
+
+    def explain(self, prompt: PromptLike, response: str) -> Explanation:
+        """Why an answer has its score: what each objective gives it, and what the prompt weighs it with.
+
+        Raises:
+            RecipeError: the head knows no objectives.
+            OverlongError, RenderError: the answer cannot be read.
+        """
+        return self.explain_of(Answer.of(prompt, response))
+
+    def explain_of(self, answer: Answer) -> Explanation:
+        """The same for a row of a table (sampled token ids are used where they are known)."""
+        self._check_explains()
+        return self.explain_rendered(render_all(self.backbone, [answer]).rendered)[0]
+
+    def explain_rendered(self, rendered: Sequence[Rendered]) -> tuple[Explanation, ...]:
+        """The same for answers that are already token ids, in one reading."""
+        self._check_explains()
+        return self.explain_features(read_rendered(self.backbone, rendered, self.reducer))
+
+    def explain_features(self, features: Features) -> tuple[Explanation, ...]:
+        """The same for features that `reducer` made: a score that is known costs no second reading."""
+        head = self._check_explains()
+        head.check(features)
+        return head.explain(features.values.float())
+
+    def _check_explains(self) -> MixtureHead:
+        head = self.artifact.head
+        if not isinstance(head, MixtureHead):
+            raise RecipeError(
+                f"{self.name} has a {head.name} head, whose score is no sum over objectives; expected a "
+                "mixture head, as retrm fit --method armorm makes it. Ask for token_scores instead"
+            )
+        return head
 
     @property
     def _read_in_words(self) -> str:

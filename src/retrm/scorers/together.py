@@ -70,28 +70,85 @@ def judge_chunks(
         yield {name: found}
 
 
+def judge_all(
+    scorers: Mapping[str, Scorer], answers: Sequence[Answer], *, overlong: Overlong = "error"
+) -> dict[str, Judgement]:
+    """What several scorers say of the same answers, each backbone reading them once.
+
+    Args:
+        scorers: by name.
+        answers: to judge, all in memory.
+        overlong: what to do with answers beyond the context.
+
+    Raises:
+        OverlongError, RenderError, ScoreError: naming the record.
+        RecipeError: `overlong` is not "error" and a scorer knows no longest answer.
+    """
+    for scorer in scorers.values():
+        check_cuts(scorer, overlong)
+    found: dict[str, Judgement] = {}
+    for group in groups_of(scorers):
+        (judgements,) = judge_chunks(group, [answers], overlong=overlong)
+        found |= judgements
+    return {name: found[name] for name in scorers}
+
+
 def _read_together(
     group: Mapping[str, StateScorer], chunks: Iterable[Sequence[Answer]], overlong: Overlong
 ) -> Iterator[dict[str, Judgement]]:
-    scorers = list(group.values())
+    owners = _feature_owners(group)
+    reducers = {name: group[name].reducer for name in owners.values()}
     readings = read_chunks(
-        scorers[0].backbone,
+        next(iter(group.values())).backbone,
         chunks,
-        {name: scorer.reducer.recipe for name, scorer in group.items()},
-        reducers={name: scorer.reducer for name, scorer in group.items()},
+        {name: reducer.recipe for name, reducer in reducers.items()},
+        reducers=reducers,
         overlong=overlong,
     )
     for rows, reading in readings:
-        yield {name: judged(name, scorer, rows, reading) for name, scorer in group.items()}
+        yield {
+            name: judged(name, scorer, rows, reading, features=owners[name])
+            for name, scorer in group.items()
+        }
 
 
-def judged(name: str, scorer: StateScorer, rows: Sequence[Answer], reading: Reading) -> Judgement:
-    """What a scorer says of answers that were read; `name` is that of its features.
+def _feature_owners(group: Mapping[str, StateScorer]) -> dict[str, str]:
+    """Whose features serve each scorer: members of an ensemble mostly read the very same."""
+    owners: dict[str, str] = {}
+    for name, scorer in group.items():
+        same = (k for k in owners.values() if _reads_alike(group[k].reducer, scorer.reducer))
+        owners[name] = next(same, name)
+    return owners
+
+
+def _reads_alike(one: Reducer, other: Reducer) -> bool:
+    return one.recipe == other.recipe and (
+        one.bases.keys() == other.bases.keys()
+        and all(one.bases[p].basis.equal(other.bases[p].basis) for p in one.bases)
+    )
+
+
+def judged(
+    name: str,
+    scorer: StateScorer,
+    rows: Sequence[Answer],
+    reading: Reading,
+    *,
+    features: str | None = None,
+) -> Judgement:
+    """What a scorer says of answers that were read.
+
+    Args:
+        name: of the scorer.
+        scorer: that judges.
+        rows: all answers, those left out among them.
+        reading: of these answers.
+        features: name of its features in the reading; None = its own.
 
     Raises:
         ScoreError: a score is not finite; the record is named.
     """
-    found = scorer.of_features(reading.features[name])
+    found = scorer.of_features(reading.features[features or name])
     check_scores(found, [rows[i] for i in reading.rows], name)
     return Judgement(
         scores=_spread(found, reading.rows, len(rows), np.nan),

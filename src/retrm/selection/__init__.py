@@ -17,11 +17,20 @@ from retrm.selection.candidates import RuleSpec, Selection
 from retrm.selection.combination import minmax_combination, rank_combination
 from retrm.selection.length_signal import LengthSignal, length_signal
 from retrm.selection.many import Selections, apply_rule
+from retrm.selection.objectives import (
+    Constraint,
+    pareto,
+    pareto_front,
+    parse_constraint,
+    parse_weights,
+    weighted_scores,
+)
 from retrm.selection.shortest_majority import shortest_majority, shortest_majority_reward
 from retrm.selection.vote import majority, top_m_majority, weighted_vote
 
 __all__ = [
     "RULES",
+    "Constraint",
     "LengthSignal",
     "RuleSpec",
     "Selection",
@@ -31,10 +40,15 @@ __all__ = [
     "length_signal",
     "majority",
     "minmax_combination",
+    "pareto",
+    "pareto_front",
+    "parse_constraint",
+    "parse_weights",
     "rank_combination",
     "shortest_majority",
     "shortest_majority_reward",
     "top_m_majority",
+    "weighted_scores",
     "weighted_vote",
 ]
 
@@ -83,6 +97,13 @@ RULES: dict[str, RuleSpec] = {
         False,
         "two scorers: the best mean of min-max scaled scores",
     ),
+    "pareto": RuleSpec(
+        pareto,
+        ("objectives",),
+        (),
+        False,
+        "several objectives: of the candidates that none dominates, the best worst rank",
+    ),
 }
 
 
@@ -94,6 +115,8 @@ def apply(
     keys: Sequence[str | None] | None = None,
     lengths: Sequence[float] | None = None,
     other: Sequence[float] | None = None,
+    objectives: Sequence[Sequence[float]] | None = None,
+    allowed: Sequence[bool] | None = None,
     options: Mapping[str, object] | None = None,
     fallback_to_best_of_n: bool = False,
 ) -> Selections:
@@ -106,6 +129,9 @@ def apply(
         keys: (n,) canonical answers, None = none found.
         lengths: (n,) response tokens.
         other: (n,) finite scores of a second scorer.
+        objectives: (n, K) finite scores of several objectives.
+        allowed: (n,) rows that may be kept; the others take no part, and a prompt without any abstains,
+            counted as `n_forbidden` and `n_without_allowed`. None = all.
         options: the rule's own options by name, for example {"tau": 0.5, "weights": "softmax"}.
         fallback_to_best_of_n: let best_of_n decide where a vote abstains; counted in the result.
 
@@ -115,6 +141,11 @@ def apply(
         ScoreError: a score is NaN or infinite; names the prompt and the position in it.
         DataError: columns of different length, or no rows.
     """
+    columns = {"scores": scores, "keys": keys, "lengths": lengths, "other": other}
     return apply_rule(
-        rule, RULES, prompt_ids, scores, keys, lengths, other, options or {}, fallback_to_best_of_n
+        *(rule, RULES, prompt_ids, columns),
+        objectives=objectives,
+        allowed=allowed,
+        options=options or {},
+        fallback_to_best_of_n=fallback_to_best_of_n,
     )

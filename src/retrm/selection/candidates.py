@@ -2,7 +2,8 @@
 
 Every rule has one signature, `rule(scores, keys, lengths, other, *, its own options) -> Selection`,
 on plain arrays in candidate order; a rule says which of the four columns it needs and ignores the
-rest (votes use scores, where given, only to pick the representative). The checks live here, once.
+rest (votes use scores, where given, only to pick the representative). Rules on several objectives take
+them as a fifth column, `objectives`. The checks live here, once.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +42,8 @@ class RuleSpec:
 
     Attributes:
         function: the rule.
-        needs: which of "scores", "keys", "lengths", "other" it cannot do without.
+        needs: which of "scores", "keys", "lengths", "other" it cannot do without; or "objectives", a
+            column of its own rules, (n, K).
         options: names of its own options, all keyword-only with defaults.
         is_vote: whether it can abstain.
         doc: one line for people.
@@ -82,6 +84,7 @@ def checked(
     other: Sequence[float] | None,
     *,
     needs: tuple[str, ...],
+    n: int | None = None,
 ) -> Candidates:
     """The columns as arrays, after refusing what a rule cannot use.
 
@@ -91,6 +94,7 @@ def checked(
         lengths: (N,) tokens of each response, 0 or more; or None.
         other: (N,) finite scores of a second scorer; or None.
         needs: the columns that must be there.
+        n: candidates, where a column beside these four says it.
 
     Raises:
         RecipeError: a needed column is not given.
@@ -106,6 +110,7 @@ def checked(
             "or choose a rule that does without."
         )
     sizes = {name: len(column) for name, column in given.items() if column is not None}
+    sizes |= {} if n is None else {"objectives": n}
     if len(set(sizes.values())) > 1:
         raise DataError(
             f"got columns of different length, {sizes}; expected one entry a candidate."

@@ -21,9 +21,12 @@ class Selections:
         selections: (P,) results; `chosen` counts inside the prompt.
         rows: (P,) row of the table that is kept; None = abstained.
         n_tied: prompts in which order decided.
-        n_abstained: prompts without any answer key, after the fallback if one was asked for.
+        n_abstained: prompts without any answer key, after the fallback if one was asked for, or
+            without any allowed candidate.
         n_fallbacks: prompts decided by the fallback.
         n_without_key: candidates without a key, over all prompts.
+        n_forbidden: candidates that were not allowed, over all prompts.
+        n_without_allowed: prompts without an allowed candidate; they are among the abstentions.
     """
 
     rule: str
@@ -31,6 +34,8 @@ class Selections:
     prompt_ids: tuple[str, ...]
     selections: tuple[Selection, ...]
     rows: tuple[int | None, ...]
+    n_forbidden: int = 0
+    n_without_allowed: int = 0
     n_tied: int = field(init=False)
     n_abstained: int = field(init=False)
     n_fallbacks: int = field(init=False)
@@ -71,29 +76,50 @@ def apply_rule(
     name: str,
     rules: Mapping[str, RuleSpec],
     prompt_ids: Sequence[str],
-    scores: Sequence[float] | None,
-    keys: Sequence[str | None] | None,
-    lengths: Sequence[float] | None,
-    other: Sequence[float] | None,
+    columns: Mapping[str, Sequence | None],
+    *,
+    objectives: Sequence[Sequence[float]] | None,
+    allowed: Sequence[bool] | None,
     options: Mapping[str, object],
     fallback_to_best_of_n: bool,
 ) -> Selections:
-    """The work behind `retrm.selection.apply`; arguments as there."""
+    """The work behind `retrm.selection.apply`; arguments as there, `columns` by name."""
     spec = _checked_rule(name, rules, options)
-    columns = {"scores": scores, "keys": keys, "lengths": lengths, "other": other}
-    _check_columns(spec, name, columns, len(prompt_ids), fallback_to_best_of_n)
+    if "objectives" in spec.needs:
+        columns = {**columns, "objectives": objectives}
+    is_allowed = np.ones(len(prompt_ids), dtype=bool) if allowed is None else _mask(allowed)
+    given = {**columns, "allowed": is_allowed}
+    _check_columns(spec, name, given, len(prompt_ids), fallback_to_best_of_n)
     groups: dict[str, list[int]] = {}
     for row, prompt_id in enumerate(prompt_ids):
         groups.setdefault(prompt_id, []).append(row)
     selections = []
     for prompt_id, rows in groups.items():
-        part = {n: None if c is None else [c[row] for row in rows] for n, c in columns.items()}
-        selections.append(_select_one(spec, part, options, prompt_id, rows, fallback_to_best_of_n))
+        places = [place for place, row in enumerate(rows) if is_allowed[row]]
+        some = [rows[place] for place in places]
+        if not some:
+            selections.append(Selection(None, None, False, len(rows), 0))
+            continue
+        part = {n: None if c is None else [c[row] for row in some] for n, c in columns.items()}
+        found = _select_one(spec, part, options, prompt_id, some, fallback_to_best_of_n)
+        chosen = None if found.chosen is None else places[found.chosen]
+        selections.append(replace(found, chosen=chosen, n_candidates=len(rows)))
     kept = tuple(
         None if s.chosen is None else rows[s.chosen]
         for s, rows in zip(selections, groups.values(), strict=True)
     )
-    return Selections(name, dict(options), tuple(groups), tuple(selections), kept)
+    n_empty = sum(not is_allowed[rows].any() for rows in groups.values())
+    n_forbidden = int((~is_allowed).sum())
+    return Selections(
+        *(name, dict(options), tuple(groups), tuple(selections), kept), n_forbidden, n_empty
+    )
+
+
+def _mask(allowed: Sequence[bool]) -> np.ndarray:
+    mask = np.asarray(allowed)
+    if mask.dtype != bool:
+        raise DataError(f"got allowed of dtype {mask.dtype}; expected True or False for every row.")
+    return mask
 
 
 def _select_one(
@@ -107,7 +133,7 @@ def _select_one(
     try:
         selection = spec.function(**part, **options)
         if selection.chosen is None and fallback_to_best_of_n:
-            return replace(best_of_n(**part), is_fallback=True)
+            return replace(best_of_n(part["scores"], part["keys"]), is_fallback=True)
     except RetrmError as error:
         where = f"prompt {prompt_id!r} (its candidates are rows {rows[0]}..{rows[-1]})"
         raise type(error)(f"{where}: {error}") from error

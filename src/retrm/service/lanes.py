@@ -133,7 +133,8 @@ class StateLane:
         renderer, strict = self.backbone.renderer, options.is_strict
         recipe = scorer.reducer.recipe
         # The last token is known without the beginning of the answer, and so is a score that reads no other.
-        reads_last = recipe.pooling == "last" and recipe.source != "log_probability"
+        is_last = recipe.pooling == "last" and recipe.context == "none"
+        reads_last = is_last and recipe.source != "log_probability"
         needs_span = not reads_last or options.per_token or options.per_layer
         if item.text is not None:
             read = read_text(

@@ -29,6 +29,7 @@ from jaxtyping import Int64
 from retrm.backbone.base import OWN_STATES, Backbone, Fingerprint
 from retrm.errors import OutputError, StoreError
 from retrm.features.cost import bytes_per_row
+from retrm.features.recipe import Recipe
 from retrm.features.reduce import Features, Layout
 from retrm.store.index import DERIVED, read_index, write_index
 from retrm.store.lock import WriterLock
@@ -74,7 +75,7 @@ class ShardSink:
         """
         self.folder = Path(folder)
         self._manifest = Manifest(
-            recipes=_as_json({name: asdict(recipe) for name, recipe in sorted(recipes.items())}),
+            recipes=_as_json({name: _plain(recipes[name]) for name in sorted(recipes)}),
             fingerprint=_as_json(asdict(fingerprint)),
             precision=str(dtype),
             layouts={},
@@ -259,6 +260,10 @@ class ShardSink:
                 f"{self.folder} was written to by somebody else meanwhile; expected one writer. See "
                 "that no other process uses it, then run the same command: it goes on there"
             )
+
+
+def _plain(recipe: Any) -> dict[str, Any]:
+    return recipe.to_dict() if isinstance(recipe, Recipe) else asdict(recipe)
 
 
 def _as_json(value: Any) -> Any:
