@@ -377,6 +377,25 @@ def test_a_scorer_that_wants_to_end_the_process_does_not_end_the_worker():
     assert run(work) == 3.0
 
 
+@pytest.mark.parametrize("broken", ["choice", "count"])
+def test_a_fault_around_a_pass_costs_nobody_a_score(broken, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("not a fault of any request")
+
+    async def work():
+        async with service(PlainScorer()) as made:
+            if broken == "choice":
+                monkeypatch.setattr(made.registry.get(None).lane, "choose", fail)
+            else:
+                monkeypatch.setattr(made.worker, "_on_pass", fail)
+            first = await made.judge(call(*asked("q", "abc", "a")))
+            again = await made.judge(call(*asked("q", "ab")))
+            return [one.score for one in (*first.judged, *again.judged)], made.is_ready
+
+    # The plain scorer counts characters: 3, 1 and 2.
+    assert run(work) == ([3.0, 1.0, 2.0], True)
+
+
 def test_a_scorer_with_too_few_scores_gives_nobody_the_score_of_another():
     class Short(PlainScorer):
         def score(self, answers):

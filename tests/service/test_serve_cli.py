@@ -4,19 +4,12 @@ import asyncio
 
 import httpx
 import pytest
+from command_line import run
 
-from retrm.cli.main import main
 from retrm.cli.serve import check_exposed
 from retrm.errors import RecipeError
 from retrm.service.access import read_token
 from retrm.service.settings import ServiceSettings
-
-
-def run(*arguments):
-    """Exit code of `retrm ARGUMENTS`."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    return caught.value.code or 0
 
 
 def test_the_help_teaches(capsys):

@@ -2,6 +2,7 @@
 
 import json
 
+import command_line
 import numpy as np
 import pytest
 from audit_toy import toy_audit
@@ -11,7 +12,6 @@ from tiny import save_tiny
 from retrm.audit.grid import Grid
 from retrm.audit.tables import AuditTables
 from retrm.backbone.states import TransformersBackbone
-from retrm.cli.main import main
 from retrm.cli.tables import primary_table
 from retrm.metrics import format_number
 from retrm.reports.audit_figures import FIGURES
@@ -40,9 +40,7 @@ max_new_tokens = 3
 
 def run(*arguments):
     """Exit code of `retrm audit ARGUMENTS`."""
-    with pytest.raises(SystemExit) as caught:
-        main(["audit", *map(str, arguments)])
-    return caught.value.code or 0
+    return command_line.run("audit", *arguments)
 
 
 def refusal(capsys, *arguments):

@@ -12,19 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
 
 from retrm.cli import sample as sampling
 from retrm.cli.main import main
 from retrm.errors import DataError, FitError, OutputError
 
 DEMO = Path(__file__).parents[2] / "recipes" / "demo" / "run.py"
-
-
-def run(*arguments):
-    """Exit code of `retrm ARGUMENTS`."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    return caught.value.code or 0
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
 from score_files import pairs, texts_of
 
-from retrm.cli.main import main
 from retrm.evaluation.item_file import write_items
 from retrm.evaluation.run import slug
 from retrm.evaluation.score_file import ScoreFile, write_scores
@@ -29,14 +29,6 @@ def of(name: str, **fields: object) -> ScoreFile:
     from dataclasses import replace
 
     return replace(pairs(name, MARGINS[name]), **fields)
-
-
-def run(*arguments: object) -> int:
-    try:
-        main([str(a) for a in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_two_scorers_stand_beside_each_other_with_the_items_they_differ_on(tmp_path, capsys):

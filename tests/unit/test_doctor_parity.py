@@ -5,6 +5,7 @@ import json
 import pytest
 import tiny
 import torch
+from command_line import run
 from connector import FakeVllm, record, residuals, write
 from fake_engine import engine, listed
 
@@ -193,12 +194,6 @@ def test_texts_that_do_not_fit_the_context_are_refused(backbone, tmp_path):
 
     with pytest.raises(DataError, match="got 1 texts, none of 2 to 256 tokens"):
         parity(backbone, tmp_path)
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    return int(left.value.code or 0)
 
 
 def test_the_command_compares_a_server_with_the_model(folder, backbone, tmp_path, capsys):

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from command_line import run
 
 from retrm.backbone.fake import FakeBackbone
-from retrm.cli.main import main
 from retrm.errors import FitError, LabelError, OverlongError, StoreError
 from retrm.features import estimate as reading_estimate
 from retrm.fitting import estimate
@@ -156,12 +156,6 @@ def rollouts(tmp_path_factory):
             }
             file.write(json.dumps(row) + "\n")
     return path
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    return caught.value.code or 0
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import run
 from pages import Reader
-
-from retrm.cli.main import main
 
 N = 12
 BASELINES = ("longest", "random", "shortest")
 WHOLE = ("longest", "--benchmark", "best_of_n", "--data", "DATA", "-o", "OUT")
-
-
-def run(*arguments: object) -> int:
-    """The exit code."""
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    return int(left.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from command_line import run
 
 from retrm.backbone.fake import FakeBackbone
 from retrm.backbone.load import load_backbone
-from retrm.cli.main import main
 from retrm.features.recipe import Recipe
 from retrm.features.subspace import SubspaceSpec, fit_subspace
 from retrm.heads.artifact import Artifact, BackboneIdentity
@@ -57,13 +57,6 @@ def saved(folder, backbone=None, *, metrics=None, **recipe):
     model = RewardModel(artifact, backbone).with_selftest([Answer.of("2 + 2?", "4")])
     model.save(folder)
     return model
-
-
-def run(*arguments: str) -> int:
-    """The exit code."""
-    with pytest.raises(SystemExit) as left:
-        main(list(arguments))
-    return left.value.code or 0
 
 
 @pytest.fixture

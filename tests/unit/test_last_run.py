@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from command_line import run
 
-from retrm.cli.main import main
 from retrm.errors import DataError
 from retrm.evaluation import run as run_module
 from retrm.evaluation.benchmarks import benchmark
@@ -16,13 +16,6 @@ from retrm.scorers.base import Scorer
 from retrm.scorers.baseline import LengthScorer
 
 N = 6
-
-
-def run(*arguments: object) -> int:
-    """The exit code."""
-    with pytest.raises(SystemExit) as left:
-        main([str(argument) for argument in arguments])
-    return int(left.value.code or 0)
 
 
 @pytest.fixture(scope="module")

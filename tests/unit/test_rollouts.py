@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from command_line import run
 
-from retrm.cli.main import main
 from retrm.data.load import build_table, load_table
 from retrm.data.read import Record, read_records, records_of
 from retrm.data.rollouts import rollouts_of, with_text
@@ -251,12 +251,6 @@ def test_best_of_n_reads_samples_and_counts_empty_candidates():
     read = benchmark("best_of_n").read(Source.of({"f": rows}))
     assert [item.facts["labels"] for item in read.items] == [[1, 0], [0, 1]]
     assert read.excluded == {"candidates without a text": 1}
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as ended:
-        main([str(a) for a in arguments])
-    return ended.value.code
 
 
 def test_convert_writes_what_best_of_n_reads(tmp_path, capsys):

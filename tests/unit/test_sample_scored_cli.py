@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
+from command_line import run
 from tiny import save_tiny
 
-from retrm.cli.main import main
 from retrm.data.load import load_table
 from retrm.errors import DataError
 from retrm.scorers.open import open_scorer
@@ -14,13 +14,6 @@ from retrm.scorers.reward_model import RewardModel
 
 DRAW = ["-n", "4", "--max-new-tokens", "8", "--batch-size", "8"]
 PRUNE = ["--prune", "lower_share:every=2,share=0.5"]
-
-
-def run(*arguments):
-    """Exit code of `retrm ARGUMENTS`."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(a) for a in arguments])
-    return caught.value.code or 0
 
 
 def rows_of(path):

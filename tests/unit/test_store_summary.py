@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from command_line import run
 from safetensors.torch import load_file
 
 from retrm.backbone.fake import FakeBackbone
-from retrm.cli.main import main
 from retrm.errors import StoreError
 from retrm.features.read import read
 from retrm.features.recipe import Recipe
@@ -22,13 +22,6 @@ RECIPES = {
 }
 ANSWERS = [Answer.of("q", "ab!"), Answer.of("q", "c!")]
 N_TOKENS = 4 + 3
-
-
-def run(*arguments: str) -> int:
-    """The exit code."""
-    with pytest.raises(SystemExit) as left:
-        main(list(arguments))
-    return left.value.code or 0
 
 
 @pytest.fixture

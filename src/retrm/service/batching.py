@@ -274,7 +274,12 @@ class Worker:
 
     def _choose(self, own: list[Ticket]) -> list[Ticket]:
         """The items of the next pass, out of the queue; chosen without the lock, for it takes a while."""
-        chosen = own[0].lane.choose(own, self._budget) if own else []
+        try:
+            chosen = own[0].lane.choose(own, self._budget) if own else []
+        except Exception:
+            # A dead thread would leave every request to its deadline: company is a gain, no need.
+            _LOG.exception("company cannot be chosen; the oldest item is read alone")
+            chosen = own[:1]
         with self._changed:
             chosen = [one for one in chosen if not one.is_dropped]
             for one in chosen:
@@ -331,7 +336,10 @@ class Worker:
         n_tokens = sum(one.prepared.n_tokens for one in chosen)
         if n_tokens and elapsed_s > 0:
             self._speed = _MEMORY * self._speed + (1 - _MEMORY) * n_tokens / elapsed_s
-        self._on_pass(PassFacts(len(chosen), n_tokens, elapsed_s))
+        try:
+            self._on_pass(PassFacts(len(chosen), n_tokens, elapsed_s))
+        except Exception:
+            _LOG.exception("a pass was not counted")  # its scores are right all the same
 
 
 def _tokens_of(one: Ticket) -> JudgedTokens:
