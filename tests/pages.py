@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-EMPTY = {"br", "meta", "img", "link", "hr", "input"}
+EMPTY = {"br", "meta", "img", "link", "hr", "input", "col"}
 
 
 class Reader(HTMLParser):

@@ -31,13 +31,19 @@ def registry() -> Registry:
 
 @contextmanager
 def served(
-    *, token: str | None = None, settings: ServiceSettings | None = None, has_sampling: bool = True
+    *,
+    token: str | None = None,
+    settings: ServiceSettings | None = None,
+    has_sampling: bool = True,
+    models: Registry | None = None,
 ) -> Iterator[str]:
     """The address of a running server, which ends with the block."""
     from retrm.service.app import create_app
     from retrm.service.core import Service
 
-    app = create_app(Service(registry(), settings), token=token, has_sampling=has_sampling)
+    app = create_app(
+        Service(models or registry(), settings), token=token, has_sampling=has_sampling
+    )
     with listening(app) as url:
         yield url
 

@@ -68,6 +68,31 @@ summary{cursor:pointer;color:var(--accent);margin:.6rem 0}
 )
 """Style sheet of all pages."""
 
+BAR_STYLE = """
+table.bars{table-layout:fixed;font-size:.86rem;margin:.4rem 0 .6rem}
+.bars caption{text-align:left;color:var(--muted);padding:0 0 .2rem}
+.bars th,.bars td{padding:.14rem .5rem;border:0;vertical-align:middle}
+.bars th{font-weight:400;min-width:0;overflow-wrap:anywhere}
+.bars th[scope=row]{min-width:0}
+.bars tr>:first-child{padding-left:0}
+.bars tr>:last-child{padding-right:0}
+.bars .number{text-align:right;white-space:nowrap}
+.bars .how{color:var(--muted)}
+.bars col.name{width:27%}.bars col.number{width:5.4rem}.bars col.how{width:11rem}
+.bars .rated{color:var(--muted);font-size:.78rem;white-space:nowrap}
+.bars thead th{color:var(--muted);font-size:.78rem}
+.bars tfoot th,.bars tfoot td{border-top:1px solid var(--line);font-weight:600}
+.track{position:relative;height:.85rem;border-radius:3px;print-color-adjust:exact;
+-webkit-print-color-adjust:exact;background:var(--soft)}
+.track::after{content:"";position:absolute;left:50%;top:-.15rem;bottom:-.15rem;width:1px;
+background:var(--muted)}
+.track i{position:absolute;top:0;bottom:0;min-width:1px}
+.track .plus{left:50%;background:var(--accent);border-radius:0 3px 3px 0}
+.track .minus{right:50%;background:var(--bad);border-radius:3px 0 0 3px}
+@media (max-width:40rem){.bars :is(th,td).how{display:none}.bars col.how{width:0}.bars col.name{width:40%}}
+""".strip()
+"""Bars from a middle line: to the right what raises a score, to the left what lowers it."""
+
 HEAT_LEVELS = 5
 HEAT_REACH_QUANTILE = 0.98
 HEAT_STRENGTH = 0.6

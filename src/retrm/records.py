@@ -41,6 +41,8 @@ class Message:
     Attributes:
         role: one of `ROLES`.
         content: the text; parts of type text are joined, other parts are refused at the border.
+        images: paths, addresses or `data:` URIs of pictures that stand before the text. Only judges with
+            a processor read them; text backbones refuse such messages.
         tool_calls: calls made by an assistant turn, as plain JSON objects.
         tool_call_id: which call a tool turn answers.
         name: speaker or tool name, where a template uses it.
@@ -51,10 +53,17 @@ class Message:
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
+    images: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The shape that chat templates expect; absent fields are left out."""
+        """The shape that chat templates expect; absent fields are left out.
+
+        With images the content is a list of parts, as templates of multimodal models read it.
+        """
         out: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.images:
+            parts: list[dict[str, Any]] = [{"type": "image", "image": i} for i in self.images]
+            out["content"] = [*parts, {"type": "text", "text": self.content}]
         if self.tool_calls:
             out["tool_calls"] = [dict(call) for call in self.tool_calls]
         if self.tool_call_id is not None:

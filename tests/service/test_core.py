@@ -209,6 +209,28 @@ def test_a_pass_takes_the_oldest_and_stays_within_the_budget():
     assert len(widths) < 6  # the short ones met
 
 
+def test_an_idle_worker_waits_for_nobody_when_one_request_is_under_way():
+    async def work():
+        # With company to wait for it would be late by far.
+        async with service(HEADS, window_ms=3_600_000, deadline_s=20) as made:
+            return await made.judge(call(Answer.of("q", "alone"), name="mean"))
+
+    assert run(work).judged[0].score == pytest.approx(alone("mean", Answer.of("q", "alone")))
+
+
+def test_an_idle_worker_waits_for_what_is_being_rendered():
+    spy = SpyBackbone()
+    answers = asked("a prompt", "one", "two", "six")
+
+    async def work():
+        async with service(model(spy), window_ms=3_600_000, deadline_s=20) as made:
+            # All three are taken before the first is rendered, so one pass serves them.
+            await asyncio.gather(*(made.judge(call(a)) for a in answers))
+
+    run(work)
+    assert len(spy.passes) == 1
+
+
 def test_a_stream_of_newcomers_never_overtakes_a_waiting_item_for_long():
     # Every pass holds the oldest item, so one that n items were before waits at most n passes.
     spy = SpyBackbone()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from retrm.errors import DataError
+from retrm.heads.explanation import Explanation
 from retrm.records import Answer, Message, Prompt
 from retrm.service.dialects import ROUTES
 from retrm.service.dialects.base import Route
@@ -231,7 +232,8 @@ def test_native_reply_says_everything():
         np.array([5, 6]), ("4", "<end>"), column, column, column, column,
         (1, 2), np.array([[1.0, 2.0], [3.0, 4.0]]),
     )  # fmt: skip
-    judged = Judged(-1.25, 7, Truncation("prompt", 3), True, ("eos_missing: x",), tokens)
+    why = Explanation.of(("help",), (-5.0,), (-2.5,), (0.5,), (-1.25,), (0.25,))
+    judged = Judged(-1.25, 7, Truncation("prompt", 3), True, ("eos_missing: x",), tokens, why)
     body = {
         "messages": CHAT, "activation": "sigmoid", "per_token": True, "per_layer": True,
         "per_objective": True, "length_policy": "truncate_prompt", "request_id": "mine",
@@ -240,7 +242,7 @@ def test_native_reply_says_everything():
     token = {"text": "4", "reward": 0.25, "gate": 0.25, "contribution": 0.25, "running": 0.25}
 
     assert made["object"] == "list"
-    assert made["warnings"] == ["`per_objective`: the model has one score and no objectives"]
+    assert made["warnings"] == []
     assert made["usage"] == {
         "prompt_tokens": 7,
         "total_tokens": 7,
@@ -249,6 +251,17 @@ def test_native_reply_says_everything():
     }
     (result,) = made["results"]
     assert result.pop("token_scores")[0] == {"token_index": 5, **token}
+    assert result.pop("objectives") == [
+        {
+            "name": "help",
+            "score": -5.0,
+            "adjusted": -2.5,
+            "gate": 0.5,
+            "contribution": -1.25,
+            "coefficient": 0.25,
+            "as_rated": None,
+        }
+    ]
     assert result.pop("value") == result.pop("calibrated") == pytest.approx(SIGMOID, abs=1e-10)
     assert result == {
         "index": 0,

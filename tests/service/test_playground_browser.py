@@ -10,9 +10,11 @@ import re
 from pathlib import Path
 
 import pytest
+from mixed import mixed_model
 from served_page import ELHSR, browser, registry, served
 
 from retrm.records import Answer
+from retrm.service.models import Registry
 from retrm.service.settings import ServiceSettings
 
 PROMPT = "What is 2 + 2?"
@@ -31,6 +33,18 @@ def chromium():
 @pytest.fixture(scope="module")
 def address():
     with served() as url:
+        yield url
+
+
+MIXED = mixed_model()
+MANY = ("a<b>", *(f"objective {k}" for k in range(1, 12)))
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    many = mixed_model(MIXED.backbone, MANY, verbosity=None, seed=4, is_rated=False)
+    last = registry().get("last").scorer
+    with served(models=Registry.of({"mixed": MIXED, "many": many, "last": last})) as url:
         yield url
 
 
@@ -400,3 +414,134 @@ def test_a_server_that_is_gone_is_told(open_page, chromium):
     page.wait_for_selector("#trouble .verdict")
 
     assert "cannot be reached" in page.text_content("#trouble")
+
+
+# ------------------------------------------------------------------------ objectives
+
+
+def bars(scope):
+    """Rows of a table of bars: name, figure, sign of the bar and its width in per cent."""
+    found = []
+    for row in scope.locator(".bars tbody tr").all():
+        fill = row.locator(".track i")
+        sign, width = 0, 0.0
+        if fill.count():
+            sign = 1 if fill.get_attribute("class") == "plus" else -1
+            width = float(re.search(r"width: ([\d.e-]+)%", fill.get_attribute("style"))[1])
+        found.append(
+            (row.locator("th").text_content(), row.locator(".number").text_content(), sign, width)
+        )
+    return found
+
+
+def test_each_answer_shows_what_every_objective_adds_to_its_score(open_page, mixed):
+    page = open_page(mixed)
+    write(page)
+    score(page)
+    explained = [MIXED.explain(PROMPT, text) for text in ANSWERS]
+    largest = max(abs(value) for one in explained for value in one.contributions)
+
+    for number, why in enumerate(explained):
+        shown = bars(card(page, number))
+        for (name, figure, sign, width), objective, value, rated in zip(
+            shown, why.objectives, why.contributions, why.as_rated, strict=True
+        ):
+            assert name.startswith(f"{objective} rated ")
+            assert figures(name)[0] == pytest.approx(rated, abs=0.006)
+            assert figures(figure)[0] == pytest.approx(value, abs=0.006)
+            assert sign == (value > 0) - (value < 0)
+            assert width == pytest.approx(50 * abs(value) / largest, abs=0.1)
+        total = card(page, number).locator(".bars tfoot .number").text_content()
+        assert figures(total)[0] == pytest.approx(why.score, abs=0.006)
+    # Verbosity is taken out of the others and adds nothing itself.
+    assert bars(card(page, 0))[2][1:] == ("+0.000", 0, 0.0)
+
+
+def test_two_answers_side_by_side_say_which_objectives_decided(open_page, mixed):
+    page = open_page(mixed)
+    write(page)
+    score(page)
+    page.select_option(".beside select >> nth=0", "2")
+    page.select_option(".beside select >> nth=1", "0")
+    one, two = (MIXED.explain(PROMPT, ANSWERS[i]) for i in (2, 0))
+    beside = page.locator(".beside")
+    shown = bars(beside)
+    gap = one.score - two.score
+    ahead, behind = ("Answer 3", "Answer 1") if gap > 0 else ("Answer 1", "Answer 3")
+
+    assert [name for name, *_ in shown] == [row.objective for row in one.minus(two)]
+    assert [figures(figure)[0] for _, figure, *_ in shown] == pytest.approx(
+        [row.difference for row in one.minus(two)], abs=0.006
+    )
+    assert shown[0][3] == 50
+    total = beside.locator("tfoot .number").text_content()
+    assert figures(total)[0] == pytest.approx(gap, abs=0.006)
+    assert f"{ahead} is ahead of {behind} by" in beside.locator(".decided").text_content()
+    # The link holds the two; whoever opens it sees them again.
+    again = open_page(page.url)
+    again.wait_for_selector(".beside")
+    chosen = [again.locator(".beside select").nth(i).input_value() for i in (0, 1)]
+    assert chosen == ["2", "0"]
+
+
+def test_two_answers_are_chosen_with_keys_alone(open_page, mixed):
+    page = open_page(mixed)
+    write(page)
+    score(page)
+    before = page.text_content(".beside .decided")
+    page.focus(".beside select >> nth=0")
+    page.keyboard.press("Home")
+    page.keyboard.press("Tab")
+    page.keyboard.press("End")
+    chosen = [page.locator(".beside select").nth(i).input_value() for i in (0, 1)]
+    after = page.text_content(".beside .decided")
+    page.keyboard.press("Home")
+
+    assert "is ahead of" in before
+    assert chosen == ["0", "2"]
+    assert "Answer 1" in after
+    assert "Answer 3" in after
+    assert page.text_content(".beside .decided") == "Choose two different answers."
+
+
+def test_many_objectives_show_the_large_ones_and_the_rest_on_request(open_page, mixed):
+    page = open_page(mixed, scheme="dark")
+    write(page)
+    page.select_option("#model-1", "many")
+    page.select_option("#model-2", "mixed")
+    score(page)
+    first = card(page, 0)
+    visible = first.locator(".bars >> nth=0 >> tbody tr").count()
+    first.locator(".objectives summary").click()
+    names = [name for name, *_ in bars(first)]
+
+    assert visible == 8
+    assert sorted(names) == sorted(MANY)  # the hostile one as it was typed
+    assert "4 more of these, smaller; together" in first.locator("summary").text_content()
+    # Choosing in one model's panel chooses in the other's, too.
+    page.select_option(".column >> nth=0 >> .beside select >> nth=0", "1")
+    assert page.locator(".beside select").nth(2).input_value() == "1"
+
+
+def test_bars_fit_a_narrow_screen_and_one_answer_has_nothing_beside_it(open_page, mixed):
+    page = open_page(mixed, width=360, height=740)
+    write(page)
+    score(page)
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    page.fill("#answer-2", "")
+    page.fill("#answer-3", "")
+    score(page)
+
+    assert wide <= 360
+    assert page.locator(".objectives").count() == 1
+    assert page.locator(".beside").count() == 0
+
+
+def test_a_model_without_objectives_shows_no_bars(open_page, mixed):
+    page = open_page(mixed)
+    write(page)
+    page.select_option("#model-1", "last")
+    score(page)
+
+    assert page.locator(".bars").count() == 0
+    assert page.locator(".beside").count() == 0

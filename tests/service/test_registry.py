@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 
 import pytest
 import torch
@@ -51,6 +52,23 @@ def test_folders_are_served_under_their_names_and_share_a_backbone(folders):
     assert isinstance(first.lane, StateLane)
     assert first.info.head_id != second.info.head_id
     assert first.info.created == int((folders / "math" / MANIFEST).stat().st_mtime)
+
+
+def test_models_are_opened_on_a_thread_that_ends_so_that_its_openmp_team_goes(folders, monkeypatch):
+    from retrm.service import models
+
+    threads = []
+    opens = models.open_scorers
+
+    def spy(*given, **options):
+        threads.append(threading.current_thread())
+        return opens(*given, **options)
+
+    monkeypatch.setattr(models, "open_scorers", spy)
+    open_registry([str(folders / "math")])
+    (thread,) = threads
+    assert thread is not threading.main_thread()
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("is_first", [True, False])

@@ -7,7 +7,7 @@ import pytest
 
 from retrm.backbone.fake import FakeBackbone
 from retrm.cli.main import main
-from retrm.errors import LabelError, RecipeError
+from retrm.errors import FitError, LabelError, RecipeError
 from retrm.fitting.estimate import estimate_fit
 from retrm.fitting.fit import check_fit, fit
 from retrm.methods import METHODS, method
@@ -256,3 +256,140 @@ def test_a_dry_run_says_seconds_of_a_mixture():
 
     assert said.fitting_s > 0
     assert said.n_heads == 1
+
+
+# ------------------------------------------------------------------------ ensembles
+
+
+def _fit_it(folder, *more):
+    rated, pairs = _files(folder)
+    config = folder / "c.toml"
+    config.write_text("[mixture]\nsteps = 10\ngate_width = 8\ngate_layers = 1\n")
+    return _run(
+        *("fit", rated, "--pairs", pairs, "--model", "fake", "--method", "armorm"),
+        *("--config", config, "-o", folder / "rm", "--json", *more),
+    )
+
+
+def test_an_ensemble_of_mixtures_is_fitted_scored_and_gone_after_a_fit_without(tmp_path, capsys):
+    dry = _fit_it(tmp_path, "--ensemble", 3, "--dry-run")
+    n_heads = json.loads(capsys.readouterr().out)["n_heads"]
+    fitted = _fit_it(tmp_path, "--ensemble", 3)
+    said = json.loads(capsys.readouterr().out)
+    folder = tmp_path / "rm" / "ensemble"
+    members = sorted(path.name for path in folder.glob("member-*"))
+    scored = _run("score", folder, tmp_path / "pairs.jsonl", "-o", tmp_path / "s.jsonl")
+    again = _fit_it(tmp_path)
+
+    assert (dry, fitted, scored, again) == (0, 0, 0, 0)
+    assert n_heads == 4
+    assert said["ensembles"] == {"armorm": str(folder)}
+    assert members == ["member-1", "member-2", "member-3"]
+    assert "armorm ensemble" in {row["name"] for row in said["metrics"]["rows"]}
+    assert not folder.exists()
+    assert (tmp_path / "rm" / "reward_model.json").exists()
+
+
+def test_a_member_without_ratings_of_an_objective_is_refused_before_reading():
+    # Rated for 12 of 40 prompts: some of 40 draws have none where the penalty is chosen.
+    ratings = dict(_table().ratings)
+    ratings["rare"] = np.full(2 * N_PROMPTS, np.nan)
+    ratings["rare"][:24] = np.linspace(0, 1, 24)
+    chosen = method("armorm").with_changes(mixture=QUICK)
+    table = _table(ratings=ratings)
+    check_fit(table, FakeBackbone(), [chosen])
+    with pytest.raises(FitError, match=r"member \d+ of 40 of the ensemble has .* 'rare' has no"):
+        check_fit(table, FakeBackbone(), [chosen], n_members=40)
+
+
+def test_an_estimate_counts_the_members():
+    chosen = method("armorm").with_changes(mixture=QUICK)
+    said = estimate_fit(_table(), FakeBackbone(), [chosen], n_members=2)
+
+    assert said.n_heads == 3
+
+
+# ------------------------------------------------------------------------ bad input
+
+
+def _with(folder, name, **changes):
+    """The rated file, some columns of every record replaced."""
+    rows = (record | changes for prompt in range(N_PROMPTS) for record in _rated(prompt))
+    return _written(folder, name, rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "message"),
+    [
+        (
+            {"coherence": 3},
+            (),
+            "the objective 'coherence' has 80 ratings in the answers to fit on, all 0.",
+        ),
+        ({"coherence": 9}, (), "`coherence` is the number 9; expected 0 to 4"),
+        ({"coherence": "good"}, (), "`coherence` is the text 'good'; expected a finite number"),
+        (
+            {"coherence": None},
+            ("--rating", "coherence:0..4", "--rating", "helpfulness", "--rating", "verbosity"),
+            "The column is there and holds none: bring rated answers",
+        ),
+        ({}, ("--rating", "helpfulness", "--verbosity", "none"), "got 1 objective (helpfulness)"),
+        (
+            {},
+            ("--rating", "helpfulness", "--rating", "verbosity"),
+            "got 1 objective beside verbosity (helpfulness, verbosity)",
+        ),
+        (
+            {},
+            ("--rating", "helpfulness", "--rating", "coherence"),
+            "no answer is rated on 'verbosity', the objective that is to be taken out of the others",
+        ),
+        ({}, ("--ensemble", 1), "got 1 ensemble member(s)"),
+    ],
+)
+def test_bad_ratings_are_refused_in_words_and_nothing_is_written(
+    changes, arguments, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("retrm.backbone.remote.open_backbone", _must_not_be_opened)
+    _, pairs = _files(tmp_path)
+    rated = _with(tmp_path, "bad.jsonl", **changes)
+    code = _run(
+        *("fit", rated, "--pairs", pairs, "--model", "fake", "--method", "armorm"),
+        *("-o", tmp_path / "rm", *arguments),
+    )
+
+    assert code == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "rm").exists()
+
+
+def test_an_objective_of_the_format_that_nobody_rated_is_left_out_and_said(tmp_path, capsys):
+    _, pairs = _files(tmp_path)
+    rated = _with(tmp_path, "few.jsonl", coherence=None)
+    code = _run(
+        *("fit", rated, "--pairs", pairs, "--model", "fake", "--method", "armorm"),
+        *("-o", tmp_path / "rm", "--dry-run"),
+    )
+
+    assert code == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "objectives of this format that no record of" in said
+    assert "left out: 1" in said
+
+
+def test_pairs_that_were_all_skipped_as_over_long_are_named_as_the_cause(tmp_path, capsys):
+    rated, _ = _files(tmp_path)
+    long = ({**_preferred(k), "prompt": f"question {k} " + "x" * 3000} for k in range(N_PROMPTS))
+    pairs = _written(tmp_path, "long.jsonl", long)
+    code = _run(
+        *("fit", rated, "--pairs", pairs, "--model", "fake", "--method", "armorm"),
+        *("-o", tmp_path / "rm", "--overlong", "skip"),
+    )
+    said = " ".join(capsys.readouterr().err.split())
+
+    assert code == 2
+    assert (
+        "80 of 160 answers were skipped as over-long and the rest is too little to fit on" in said
+    )
+    assert "what was read is kept in" in said
+    assert not (tmp_path / "rm" / "reward_model.json").exists()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scored import reward_model
+from served import client, run, service
 
 from retrm.backbone.fake import FakeBackbone
 from retrm.cli.main import main
@@ -25,9 +26,11 @@ from retrm.scorers.ensemble import (
     EnsembleSpec,
     Scale,
     combined,
+    delete_ensemble,
 )
 from retrm.scorers.open import open_scorer
-from retrm.scorers.together import judge_all
+from retrm.scorers.reward_model import RewardModel
+from retrm.scorers.together import StateScorer, judge_all
 
 # Five members on candidates A and B.
 FIVE = np.array([[1.2, 0.4], [0.8, 0.9], [1.0, -0.6], [1.4, 0.7], [0.6, 0.1]])
@@ -323,6 +326,57 @@ def test_the_command_writes_the_ensemble_beside_the_model_and_it_scores(tmp_path
     assert "got loss options smoothing for the loss bce" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+def test_members_of_one_fit_judge_the_features_of_one_reading(fits, tmp_path, monkeypatch):
+    fits.ensembles["last_token"].save(tmp_path / "e")
+    backbone = FakeBackbone()
+    monkeypatch.setattr("retrm.scorers.reward_model.open_backbone", lambda *a, **k: backbone)
+    ensemble = open_scorer(str(tmp_path / "e"))
+    plain = EnsembleScorer(ensemble.members, rule=ensemble.rule, scales=ensemble.scales)
+
+    assert isinstance(ensemble, StateScorer)
+    assert ensemble.score(ANSWERS) == pytest.approx(plain.score(ANSWERS), abs=1e-6)
+    together = judge_all({"ensemble": ensemble, "member": ensemble.members["member-1"]}, ANSWERS)
+    assert together["ensemble"].scores == pytest.approx(plain.score(ANSWERS), abs=1e-6)
+    # Members that read other features are still members, one after the other.
+    mixed = [reward_model(backbone, Recipe(pooling=p)) for p in ("last", "mean")]
+    assert not isinstance(EnsembleScorer.of_models(mixed, rule=RAW), StateScorer)
+
+
+def test_an_ensemble_is_served_to_whoever_sends_text_or_token_ids(fits):
+    ensemble = fits.ensembles["last_token"]
+    answers = [Answer.of("question", "yes 1"), Answer.of("question", "no")]
+    ids = [list(ensemble.backbone.renderer.render(answer).ids) for answer in answers]
+
+    async def ask():
+        async with client(service({"all": ensemble})) as http:
+            given = {"prompt": "question", "candidates": ["yes 1", "no"]}
+            told = await http.post("/v1/reward", json=given)
+            raw = await http.post("/v1/reward", json={"token_ids": ids})
+            return told.json()["results"], raw.json()["results"]
+
+    for results in run(ask):
+        found = [result["score"] for result in results]
+        assert found == pytest.approx(ensemble.score(answers), abs=1e-5)
+
+
+def test_a_smaller_ensemble_leaves_nothing_of_a_larger_one_and_deleting_keeps_other_files(
+    fits, tmp_path
+):
+    ensemble = fits.ensembles["last_token"]
+    ensemble.save(tmp_path / "e")
+    (tmp_path / "e" / "notes.txt").write_text("mine")
+    (tmp_path / "e" / "member-3" / "mine.txt").write_text("mine")
+    members = [one for one in ensemble.members.values() if isinstance(one, RewardModel)]
+    EnsembleScorer.of_models(members[:2]).save(tmp_path / "e")
+    names = {path.relative_to(tmp_path / "e").as_posix() for path in tmp_path.rglob("*.*")}
+
+    assert "member-3/reward_model.json" not in names
+    assert {"member-2/reward_model.json", "member-3/mine.txt", "notes.txt"} <= names
+    delete_ensemble(tmp_path / "e")
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"mine.txt", "notes.txt"}
+    delete_ensemble(tmp_path / "nowhere")
 
 
 def ended(*arguments):

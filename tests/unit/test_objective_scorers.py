@@ -177,3 +177,35 @@ def test_a_scorer_of_one_score_cannot_be_steered(files, capsys):
         main(["select", "longest", files[1], "--rule", "pareto"])
     assert end.value.code not in (0, None)
     assert "longest gives one score and no objectives" in " ".join(capsys.readouterr().err.split())
+
+
+def test_steering_from_the_command_line_is_that_of_a_hand_computation(mixture, tmp_path, capsys):
+    mixture.save(tmp_path / "rm")
+    rng = np.random.default_rng(5)
+    texts = [["".join(rng.choice(list("abcdef !"), 12)) + "." for _ in range(5)] for _ in range(6)]
+    data = tmp_path / "r.jsonl"
+    rows = ({"prompt": f"q{k}", "responses": own} for k, own in enumerate(texts))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    r = np.array(
+        [[mixture.explain(f"q{k}", t).objective_scores for t in own] for k, own in enumerate(texts)]
+    )
+    bound = float(np.median(r[:, :, 1]))
+    steered = r[:, :, 0] - 0.3 * r[:, :, 1]
+    kept = np.where(r[:, :, 1] <= bound, steered, -np.inf)
+    # The rank of a candidate is how many are ahead: worst rank, then the sum, then the first.
+    ranks = (r[:, None, :, :] > r[:, :, None, :]).sum(axis=2)
+    front = [min(range(5), key=lambda i: (*(np.max(a[i]), np.sum(a[i])), i)) for a in ranks]
+
+    def chosen(*options):
+        with pytest.raises(SystemExit) as end:
+            main(["select", str(tmp_path / "rm"), str(data), "--json", *options])
+        assert not end.value.code
+        said = json.loads(capsys.readouterr().out)["selected"]
+        return [None if row["index"] is None else row["index"] % 5 for row in said]
+
+    weights = ("--weights", "helpfulness=1,verbosity=-0.3")
+    expected = [None if np.isinf(row).all() else int(row.argmax()) for row in kept]
+    assert chosen(*weights) == steered.argmax(axis=1).tolist()
+    assert chosen(*weights, "--require", f"verbosity<={bound!r}") == expected
+    assert chosen("--rule", "pareto") == front
+    assert len({tuple(expected), tuple(front), tuple(steered.argmax(axis=1))}) == 3

@@ -31,6 +31,8 @@ from retrm.backbone.base import Rendered, TokenBatch
 from retrm.errors import RecipeError, RenderError
 
 TOKENS_PER_BATCH = 1024
+LEAST_FILL = 0.8
+"""Share of real tokens below which a pass is not made wider for more rows: padding costs as much as text."""
 _QUADRATIC_AT = 4096
 _SHARED_ROW = 1024
 # Below this a prompt is read again sooner than its keys and values are fetched.
@@ -109,6 +111,82 @@ def plan_batches(
         RecipeError: the budget is below one token.
         RenderError: a span that does not lie behind at least one prompt token.
     """
+    rows, behind = _rows(
+        rendered, tokens_per_batch, share_prompts=share_prompts, cache_prompts=cache_prompts
+    )
+    return _cut(rows, tokens_per_batch) + behind
+
+
+def plan_first(
+    rendered: Sequence[Rendered],
+    *,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+    share_prompts: bool = False,
+    cache_prompts: bool = False,
+) -> list[int]:
+    """The answers that make the best pass with the first one: for a server, whose first one must not wait.
+
+    Rows are made as in `plan_batches`. Of the runs of rows like in length that hold the row of the first
+    answer and fit the budget, the one with the most real tokens is taken, if padding leaves it
+    `LEAST_FILL` of them. Behind a cached prompt the passes go on until they have read as much as the
+    prompt is long, since the next answer behind it reads it anew.
+
+    Args and raises: as `plan_batches`.
+
+    Returns:
+        Indices, the first answer's among them.
+    """
+    rows, behind = _rows(
+        rendered, tokens_per_batch, share_prompts=share_prompts, cache_prompts=cache_prompts
+    )
+    at = next((i for i, row in enumerate(rows) if 0 in row.answers), None)
+    if at is None:
+        return _behind_first(behind, tokens_per_batch)
+    best, most = (at, at + 1), rows[at].n_tokens
+    for begin in range(at + 1):
+        n_tokens = 0
+        for end in range(begin, len(rows)):
+            padded = (end + 1 - begin) * rows[begin].n_tokens
+            n_tokens += rows[end].n_tokens
+            if padded > tokens_per_batch:
+                break
+            if end >= at and n_tokens > most and n_tokens >= LEAST_FILL * padded:
+                best, most = (begin, end + 1), n_tokens
+    return [i for row in rows[slice(*best)] for i in row.answers]
+
+
+def _behind_first(behind: Sequence[BatchPlan], tokens_per_batch: int) -> list[int]:
+    """The pass with answer 0 and some that follow it behind the same cached prompt."""
+    at = next(i for i, plan in enumerate(behind) if 0 in plan.rows[0].answers)
+    room = max(tokens_per_batch, behind[at].rows[0].n_prompt)
+    chosen: list[int] = []
+    for number in range(at, len(behind)):
+        row = behind[number].rows[0]
+        if number > at and (behind[number].begins_prefix or row.n_tokens > room):
+            break
+        chosen += row.answers
+        room -= row.n_tokens
+    return chosen
+
+
+def _rows(
+    rendered: Sequence[Rendered],
+    tokens_per_batch: int,
+    *,
+    share_prompts: bool,
+    cache_prompts: bool,
+) -> tuple[list[RowPlan], list[BatchPlan]]:
+    """Rows, longest first, and batches behind cached prompts; each answer in one of them."""
+    _check(rendered, tokens_per_batch)
+    if share_prompts:
+        rows, behind = _shared_rows(rendered, tokens_per_batch, cache_prompts=cache_prompts)
+    else:
+        rows = [RowPlan((i,), item.start, item.stop) for i, item in enumerate(rendered)]
+        behind = []
+    return sorted(rows, key=lambda row: -row.n_tokens), behind
+
+
+def _check(rendered: Sequence[Rendered], tokens_per_batch: int) -> None:
     if tokens_per_batch < 1:
         raise RecipeError(f"got tokens_per_batch = {tokens_per_batch}; expected at least 1")
     for i, item in enumerate(rendered):
@@ -118,12 +196,6 @@ def plan_batches(
                 "1 <= start <= stop <= number of tokens, since the first judged token needs one "
                 "before it. Check the renderer"
             )
-    behind: list[BatchPlan] = []
-    if share_prompts:
-        rows, behind = _shared_rows(rendered, tokens_per_batch, cache_prompts=cache_prompts)
-    else:
-        rows = [RowPlan((i,), item.start, item.stop) for i, item in enumerate(rendered)]
-    return _cut(sorted(rows, key=lambda row: -row.n_tokens), tokens_per_batch) + behind
 
 
 def _cut(rows: Sequence[RowPlan], tokens_per_batch: int) -> list[BatchPlan]:

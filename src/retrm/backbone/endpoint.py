@@ -22,13 +22,16 @@ Which engine it is stands in `owned_by` of GET /v1/models; engines that do not s
 OpenAI's protocol and nothing else.
 """
 
+import base64
 import hashlib
+import mimetypes
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -36,7 +39,7 @@ import httpx
 from retrm.backbone.patient import KEY_VARIABLE, PatientClient, Stopped, api_url
 from retrm.backbone.sampled import Sampled
 from retrm.errors import EndpointError
-from retrm.records import Prompt
+from retrm.records import Message, Prompt
 
 NEUTRAL: Mapping[str, Mapping[str, Any]] = {
     "vllm": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True},
@@ -75,6 +78,9 @@ def sample_endpoint(
     pause_s: float = 0.5,
     longest_wait_s: float = 300.0,
     key_variable: str = KEY_VARIABLE,
+    wanted: Collection[tuple[int, int]] | None = None,
+    takes_parts: bool = False,
+    on_answer: Callable[[Sampled], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Sampled]:
     """Ask an engine for `n` answers to each prompt; they come in order, as they are ready.
@@ -99,6 +105,11 @@ def sample_endpoint(
         pause_s: seconds before the second attempt; doubled for each further one, up to 30.
         longest_wait_s: a longer `Retry-After` is an error rather than a wait.
         key_variable: environment variable with the bearer key, if the engine wants one.
+        wanted: only these (prompt, number) are asked for, the others being known already; None = all.
+        takes_parts: take replies whose text is not all that was generated (hidden reasoning, a filter,
+            no text at all), as a judge's verdict may be; they are refused otherwise.
+        on_answer: given every answer when it is received, in any order, from worker threads. What it
+            raises ends the run as a failed request does if it is an EndpointError.
         on_progress: told how many answers of how many were received, from worker threads.
 
     Raises:
@@ -125,8 +136,11 @@ def sample_endpoint(
         longest_wait_s=longest_wait_s,
         key_variable=key_variable,
     )
-    counter = _Counter(len(prompts) * n, on_progress)
-    return _in_order(_Asker(client), _jobs(prompts, n, seed, settings), concurrency, counter)
+    counter = _Counter(len(prompts) * n if wanted is None else len(wanted), on_progress)
+    jobs = _jobs(prompts, n, seed, settings)
+    if wanted is not None:
+        jobs = (job for job in jobs if (job.prompt, job.number) in wanted)
+    return _in_order(_Asker(client, takes_parts, on_answer), jobs, concurrency, counter)
 
 
 def engine_of(client: PatientClient) -> str:
@@ -148,7 +162,7 @@ def _jobs(
 ) -> Iterator[_Job]:
     """One request an answer, made when it is sent: millions of them would fill the memory."""
     for place, prompt in enumerate(prompts):
-        body = {"messages": [message.as_dict() for message in prompt.messages], **settings}
+        body = {"messages": [_sent(message) for message in prompt.messages], **settings}
         if prompt.tools:
             body["tools"] = [dict(tool) for tool in prompt.tools]
         key = prompt.key
@@ -157,6 +171,41 @@ def _jobs(
             digest = hashlib.sha256(f"{seed} {key} {number}".encode()).digest()
             own_seed = int.from_bytes(digest[:4], "big") >> 1  # engines take 31 bits
             yield _Job(place, number, {**body, "seed": own_seed})
+
+
+def _sent(message: Message) -> dict[str, Any]:
+    """A message in the protocol's words; pictures travel inside it."""
+    said = message.as_dict()
+    if message.images:
+        pictures = [
+            {"type": "image_url", "image_url": {"url": image_url(image)}}
+            for image in message.images
+        ]
+        said["content"] = [*pictures, {"type": "text", "text": message.content}]
+    return said
+
+
+def image_url(image: str) -> str:
+    """An address or `data:` URI as it is; a file as a `data:` URI.
+
+    Raises:
+        EndpointError: the file cannot be read, or its name does not say what kind of picture it is.
+    """
+    if image.startswith(("http://", "https://", "data:")):
+        return image
+    kind = mimetypes.guess_type(image)[0] or ""
+    if not kind.startswith("image/"):
+        raise EndpointError(
+            f"got the picture {image!r}; expected an address, a data: URI, or a file whose name ends as "
+            "pictures do (.png, .jpg)"
+        )
+    try:
+        data = Path(image).read_bytes()
+    except OSError as error:
+        raise EndpointError(
+            f"the picture {image!r} cannot be read ({error.strerror}); expected a file or an address"
+        ) from error
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _in_order(
@@ -211,8 +260,15 @@ class _Counter:
 class _Asker:
     """Turns jobs into answers; shared by the threads."""
 
-    def __init__(self, client: PatientClient) -> None:
+    def __init__(
+        self,
+        client: PatientClient,
+        takes_parts: bool,
+        on_answer: Callable[[Sampled], None] | None,
+    ) -> None:
         self.client = client
+        self.takes_parts = takes_parts
+        self.on_answer = on_answer
         self.failed = False  # no new requests, but those under way go on
         self._more: Mapping[str, Any] | None = None
         self._is_mute = False  # the engine did not say who it is
@@ -228,6 +284,8 @@ class _Asker:
             raise Stopped
         try:
             answer = self._answer(job)
+            if self.on_answer is not None:
+                self.on_answer(answer)
         except EndpointError:
             self.failed = True
             raise
@@ -238,7 +296,8 @@ class _Asker:
         body = {**job.body, **self._neutral()}
         retries = self.client.patience.retries
         for attempt in range(retries + 1):
-            found = _read(self.client.post(body, f"prompt {job.prompt}"), job, self.client.where)
+            reply = self.client.post(body, f"prompt {job.prompt}")
+            found = _read(reply, job, self.client.where, takes_parts=self.takes_parts)
             if found.reason not in _ABORTED:
                 return found.answer
             if attempt < retries:
@@ -268,7 +327,7 @@ class _Found:
     reason: str | None
 
 
-def _read(response: httpx.Response, job: _Job, where: str) -> _Found:
+def _read(response: httpx.Response, job: _Job, where: str, *, takes_parts: bool) -> _Found:
     """The answer inside a response."""
     try:
         body = response.json()
@@ -286,7 +345,7 @@ def _read(response: httpx.Response, job: _Job, where: str) -> _Found:
             f"{str(body)[:200]}. Is it an engine with the chat-completions protocol?"
         ) from error
     reason = reason if isinstance(reason, str) else None
-    if reason not in _ABORTED:
+    if reason not in _ABORTED and not takes_parts:
         _check_whole(message, text, reason, job, where)
     answer = Sampled(
         response=text if isinstance(text, str) else "",
@@ -295,8 +354,18 @@ def _read(response: httpx.Response, job: _Job, where: str) -> _Found:
         logprob=None,
         prompt=job.prompt,
         number=job.number,
+        n_prompt_tokens=_used(body, "prompt_tokens"),
+        n_new_tokens=_used(body, "completion_tokens"),
+        served_by=served if isinstance(served := body.get("model"), str) else None,
+        problem=reason if reason == "content_filter" else None,
     )
     return _Found(answer, reason)
+
+
+def _used(body: Mapping[str, Any], name: str) -> int | None:
+    """A count of `usage`, where the engine tells."""
+    found = body["usage"].get(name) if isinstance(body.get("usage"), dict) else None
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
 
 
 def _check_whole(
@@ -325,9 +394,8 @@ def _check_whole(
 def _is_finished(reason: str | None, body: Mapping[str, Any], job: _Job) -> bool | None:
     if reason is not None:
         return _FINISHED.get(reason)
-    try:
-        n_drawn = int(body["usage"]["completion_tokens"])
-    except (KeyError, TypeError, ValueError):
+    n_drawn = _used(body, "completion_tokens")
+    if n_drawn is None:
         return None
     # Below the bound nothing but the model itself can have ended the answer.
     return n_drawn < job.body["max_tokens"]

@@ -855,6 +855,12 @@ def _check_turns(prompt: Prompt, where: str) -> None:
             raise RenderError(
                 f"{_at(where)}got the role {message.role!r}. {did_you_mean(message.role, ROLES)}"
             )
+        if message.images:
+            raise RenderError(
+                f"{_at(where)}got a message with {len(message.images)} image(s), which this backbone does "
+                "not read; expected text. Leave such records out, or let a judge with a processor compare "
+                "them"
+            )
     if prompt.messages[-1].role == "assistant":
         raise RenderError(
             f"{_at(where)}the prompt ends with an assistant turn; expected the turn to be answered. "

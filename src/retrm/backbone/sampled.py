@@ -21,6 +21,10 @@ class Sampled:
             `score` is that of the tokens so far.
         is_text_exact: whether rendering `response` gives `token_ids` again, so that a later reading
             of the text scores the same tokens; None = not looked at.
+        n_prompt_tokens: of the prompt as the engine counts them; None = it does not tell.
+        n_new_tokens: drawn, as the engine counts them; None = it does not tell.
+        served_by: the model that an engine says it used; None = it does not tell.
+        problem: what else the engine did ("content_filter"); only where the caller takes such answers.
     """
 
     response: str
@@ -32,3 +36,7 @@ class Sampled:
     score: float | None = None
     is_pruned: bool = False
     is_text_exact: bool | None = None
+    n_prompt_tokens: int | None = None
+    n_new_tokens: int | None = None
+    served_by: str | None = None
+    problem: str | None = None

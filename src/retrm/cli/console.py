@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -171,3 +171,12 @@ def _heat(level: float) -> Style:
     top = int(base + strength * 110)
     red, green, blue = (base, top, base) if level >= 0 else (top, base, base)
     return Style(color="white", bgcolor=f"rgb({red},{green},{blue})")
+
+
+def print_summaries(scorers: Iterable[object]) -> None:
+    """What scorers have to say beside their scores, such as what a judge's outputs cost and lacked."""
+    from retrm.scorers.base import Summarised
+
+    for scorer in scorers:
+        if isinstance(scorer, Summarised):
+            err.print(scorer.summary(), markup=False)

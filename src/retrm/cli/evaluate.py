@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from retrm import __version__
-from retrm.cli.console import err, out, print_json, progress
+from retrm.cli.console import err, out, print_json, print_summaries, progress
 from retrm.cli.options import OptionalOutput
 
 Names = Annotated[list[str], Parameter(consume_multiple=True)]
@@ -50,7 +50,8 @@ def evaluate(
     ----------
     scorers
         One or several: folder made by retrm fit; hf:PATH (sequence classifier with one output);
-        vllm:URL, sglang:URL, openrlhf:URL; call:MODULE:NAME; scores:FILE; or a baseline.
+        vllm:URL, sglang:URL, openrlhf:URL; call:MODULE:NAME; scores:FILE; judge:MODEL?template=NAME;
+        cascade:MARGIN,SCORER,judge:MODEL; or a baseline.
     benchmark
         Names, see retrm data benchmarks; several may follow.
     data
@@ -123,8 +124,10 @@ def evaluate(
         contamination = _overlaps(training_data, texts)
         with _opened(scorers, baselines, model, device, engine, workers, ray_address) as entrants:
             found = in_order(_score(entrants, texts, _folder(output), overlong))
+            print_summaries(entrant.scorer for entrant in entrants.values())
             run = _measured(found, texts, contamination, **asked)
-            run.heat = _heat(entrants, run)
+            run.heat = _told(entrants, run, "token_scores_of", "token by token")
+            run.reasons = _told(entrants, run, "explain_of", "by objective")
         run.facts = _facts(
             {
                 "scorers": [shown_spec(scorer) for scorer in scorers],
@@ -155,6 +158,7 @@ class _Run:
     contamination: dict[str, Any]
     findings: list[Any]
     heat: dict[Any, Any] = field(default_factory=dict)
+    reasons: dict[Any, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -455,26 +459,31 @@ def _score(entrants: Any, texts: Sequence[Any], folder: Path, overlong: str) -> 
         )
 
 
-def _heat(entrants: Mapping[str, Any], run: _Run) -> dict[Any, Any]:
-    """The answers of the mistakes that are shown, token by token, of scorers that can say."""
+def _told(entrants: Mapping[str, Any], run: _Run, method: str, words: str) -> dict[Any, Any]:
+    """What scorers that can say more say of the answers of the mistakes that are shown."""
     texts = {data.name: {item.id: item for item in data.items} for data in run.texts}
     cut = {(file.benchmark, file.scorer): _cut(file) for file in run.files}
     wanted = [
         (one.benchmark, one.scorer, shown.item, candidate)
         for one in run.findings
-        if one.mistakes is not None and hasattr(entrants[one.scorer].scorer, "token_scores_of")
+        if one.mistakes is not None and _can(entrants[one.scorer].scorer, method)
         for shown in one.mistakes.shown
         for candidate in (shown.preferred, shown.other)
         if (shown.item, candidate) not in cut[one.benchmark, one.scorer]
     ]
     found = {}
-    with progress("reading mistakes token by token") as report:
+    with progress(f"reading mistakes {words}") as report:
         for done, key in enumerate(wanted, 1):
             benchmark, scorer, item, candidate = key
             answer = texts[benchmark][item].answers[candidate]
-            found[key] = entrants[scorer].scorer.token_scores_of(answer)
+            found[key] = getattr(entrants[scorer].scorer, method)(answer)
             report(done, len(wanted), scorer)
     return found
+
+
+def _can(scorer: Any, method: str) -> bool:
+    able = {"token_scores_of": "shows_tokens", "explain_of": "explains"}[method]
+    return hasattr(scorer, method) and getattr(scorer, able, True)
 
 
 def _cut(file: Any) -> set[tuple[str, int]]:
@@ -503,6 +512,7 @@ def _finish(run: _Run, output: Path | None, *, json: bool) -> None:
             run.contamination,
             findings=run.findings,
             heat=run.heat,
+            reasons=run.reasons,
             facts=run.facts,
         )
     if json:

@@ -14,10 +14,13 @@ from retrm.errors import (
     FitError,
     LabelError,
     OutputError,
+    OverlongError,
     RecipeError,
     StoreError,
 )
 from retrm.records import check_overlong
+
+ENSEMBLE_FOLDER = "ensemble"  # in that of the model
 
 
 def fit(
@@ -90,7 +93,7 @@ def fit(
     pooling
         Override: last, mean, max or tokens.
     head
-        Override: linear, gated, mlp or worst_token.
+        Override: linear, gated, mlp, worst_token or mixture (for methods that read the prompt, too).
     loss
         Override: bce, bradley_terry, hinge, pairwise_logistic, infonca or nca.
     config
@@ -124,7 +127,8 @@ def fit(
     ensemble
         Members of an ensemble that is fitted beside each model, from the same reading, each on another
         63 % of the training prompts; it is written to the folder ensemble in that of the model. 0 =
-        none. Each member takes as long to fit as the model, which --dry-run leaves out.
+        none. Each member takes about as long to fit as the model. An ensemble that an earlier fit left
+        there is replaced or, without members, deleted.
     seed
         Of the split and of gradient heads.
     dtype
@@ -191,14 +195,17 @@ def fit(
     from retrm.fitting.fit import check_methods, check_rows, check_test_fraction, recipes_of
     from retrm.fitting.fit import fit as fit_methods
     from retrm.heads.artifact import check_target
+    from retrm.scorers.ensemble import delete_ensemble
     from retrm.store.shards import ShardSink, delete_store
 
     check_methods(methods)
     check_test_fraction(test_fraction)
-    check_n_members(ensemble)
     folders = [output] if len(names) == 1 else [output / name for name in names]
+    check_n_members(ensemble)
     for folder, name in zip(folders, names, strict=True):
         check_target(folder)
+        if ensemble:
+            check_target(folder / ENSEMBLE_FOLDER)
         _check_method(folder, name)
     table = load_table(
         data,
@@ -209,6 +216,12 @@ def fit(
         strength_sign=strength_sign,  # type: ignore[arg-type]
         empty=empty,  # type: ignore[arg-type]
     )
+    if n_unrated := table.counts.get("objectives_without_ratings"):
+        err.print(
+            f"objectives of this format that no record of {data} rates, left out: {n_unrated:,}",
+            style="yellow",
+            markup=False,
+        )
     if pairs is not None:
         preferences = load_table(
             pairs,
@@ -218,7 +231,11 @@ def fit(
         joined = join_tables({"ratings": table, "pairs": preferences})
         table = add_objectives(joined, objective or ())
     check_rows(
-        *(table, methods), test_fraction=test_fraction, seed=seed, label_threshold=label_threshold
+        *(table, methods),
+        test_fraction=test_fraction,
+        seed=seed,
+        label_threshold=label_threshold,
+        n_members=ensemble,
     )
     with open_engine(engine, workers=workers, address=ray_address, device=device) as where:
         backbone = open_backbone(
@@ -240,6 +257,7 @@ def fit(
                 seed=seed,
                 label_threshold=label_threshold,
                 overlong=overlong,  # type: ignore[arg-type]
+                n_members=ensemble,
             )
             print_fit_estimate(estimate, json=json)
             return
@@ -284,9 +302,11 @@ def fit(
     }
     own = {name: {"mixture": found.as_dict()} for name, found in mixtures.items()}
     for made, folder in zip(fits.models, folders, strict=True):
+        # First: a kill in between must not leave the members of another fit beside the new model.
+        delete_ensemble(folder / ENSEMBLE_FOLDER)
         made.with_metrics({**metrics, **own.get(made.artifact.method, {})}).save(folder)
         if made.artifact.method in fits.ensembles:
-            fits.ensembles[made.artifact.method].save(folder / "ensemble")
+            fits.ensembles[made.artifact.method].save(folder / ENSEMBLE_FOLDER)
     _report(fits, folders, figures, metrics, mixtures, json)
     if not keep_features:
         try:
@@ -315,7 +335,7 @@ def _kept_features(store: Path) -> Iterator[None]:
     """After a refusal, say what the reading leaves behind; the message itself follows."""
     try:
         yield
-    except (FitError, LabelError):
+    except (FitError, LabelError, OverlongError):
         if store.is_dir():
             err.print(
                 f"what was read is kept in {store}: a fit with the same recipes goes on from there. "
@@ -341,6 +361,11 @@ def _report(
         print_json(
             {
                 "models": {m.name: str(f) for m, f in zip(fits.models, folders, strict=True)},
+                "ensembles": {
+                    m.name: str(f / ENSEMBLE_FOLDER)
+                    for m, f in zip(fits.models, folders, strict=True)
+                    if m.artifact.method in fits.ensembles
+                },
                 "n_tokens": reading.n_tokens,
                 "reading_s": reading.elapsed_s,
                 "n_truncated": reading.n_truncated,
@@ -370,7 +395,7 @@ def _report(
         out.print(f"{folder}: {model.artifact.method}, {head.n_params:,} parameters")
         if model.artifact.method in fits.ensembles:
             members = fits.ensembles[model.artifact.method].members
-            out.print(f"{folder / 'ensemble'}: {len(members)} members")
+            out.print(f"{folder / ENSEMBLE_FOLDER}: {len(members)} members")
     out.print(
         f'\nfrom retrm import RewardModel\nrm = RewardModel.load("{folders[0]}")\n'
         'rm.rank("What is 3 + 4?", ["The answer is 7.", "It is 8."])',

@@ -7,6 +7,8 @@ from cyclopts import App, Parameter
 
 from retrm import __version__
 from retrm.cli.audit import audit
+from retrm.cli.calibrate import calibrate
+from retrm.cli.cascade import cascade
 from retrm.cli.compare import compare
 from retrm.cli.console import err
 from retrm.cli.data import app as data_app
@@ -41,10 +43,11 @@ app = App(
 )
 
 # In the order in which a newcomer meets them; modules of verbs import nothing heavy.
-for verb in (sample, grade, fit, score, select, serve, inspect, audit, doctor, export):
+for verb in (sample, grade, fit, score, select, calibrate, serve, inspect, audit, doctor, export):
     app.command(verb)
 app.command(evaluate, name="eval")
 app.command(compare)
+app.command(cascade)
 app.command(data_app)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from retrm.cli.console import err, print_json, progress
+from retrm.cli.console import err, print_json, print_summaries, progress
 from retrm.cli.estimates import print_score_estimate
 from retrm.cli.options import OptionalOutput
 
@@ -31,6 +31,7 @@ def score(
     engine: str = "local",
     workers: int | None = None,
     ray_address: str | None = None,
+    explain: bool = False,
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
@@ -42,8 +43,9 @@ def score(
     Parameters
     ----------
     scorer
-        Folder made by retrm fit; hf:PATH for a Hugging Face sequence classifier; or shortest,
-        longest, random, log_probability.
+        Folder made by retrm fit; hf:PATH for a Hugging Face sequence classifier; judge:MODEL?... for a
+        generative judge, whose scores compare the answers to one prompt; or shortest, longest, random,
+        log_probability.
     data
         JSONL, JSON, Parquet or hub:owner/name.
     output
@@ -65,6 +67,9 @@ def score(
         Backbones of engine ray; by default one a GPU, or without GPUs one a machine.
     ray_address
         Of a running cluster, or auto; by default RAY_ADDRESS, else this machine alone.
+    explain
+        Add `objectives` to each row: what each objective gives the answer, its weight by the prompt, and
+        its contribution; the contributions sum to the score. For models of several objectives (armorm).
     dry_run
         Print tokens, seconds and memory, and stop; the whole file is read, so mistakes in it show as
         in a real run. A short trial is made for the seconds.
@@ -94,31 +99,47 @@ def score(
     counts = {"rows": 0, "answers": 0, "skipped": 0, **({"empty": 0} if empty == "drop" else {})}
     with open_engine(engine, workers=workers, address=ray_address, device=device) as where:
         made = open_scorer(scorer, model=model, device=device, engine=where)
+        if explain:
+            _check_explains(made)
         if dry_run:
             parts = _chunks(first, rows)
             answers = (_answers(part) for part in parts)
             print_score_estimate(estimate_scoring(made, answers, overlong=overlong), json=json)
             return
         with _target(output) as write, progress("scoring") as report:
-            for chunk, scores in _scored(made, _chunks(first, rows), overlong):
+            for chunk, scores, why in _scored(
+                made, _chunks(first, rows), overlong, explain=explain
+            ):
                 counts["answers"] += len(scores)
                 counts["skipped"] += int(np.isnan(scores).sum())
                 counts["rows"] += len(chunk)
                 if empty == "drop":
                     counts["empty"] += sum(parsed is None for _, parsed in chunk)
-                for row in _rows(chunk, scores):
+                for row in _rows(chunk, scores, why):
                     write(row)
                 report(counts["rows"], counts["rows"], f"{counts['answers']:,} answers")
+        print_summaries([made])
     if json:
         print_json({**counts, "output": str(output)})
     else:
         err.print(", ".join(f"{name} {n:,}" for name, n in counts.items()))
 
 
+def _check_explains(scorer: Any) -> None:
+    from retrm.errors import RecipeError
+    from retrm.scorers.reward_model import RewardModel
+
+    if not (isinstance(scorer, RewardModel) and scorer.explains):
+        raise RecipeError(
+            f"--explain shows what each objective adds, and the score of {scorer.name} is no sum over "
+            "objectives; expected a model that retrm fit --method armorm made. Leave --explain out"
+        )
+
+
 def _scored(
-    scorer: Any, chunks: Iterator[list[Any]], overlong: str
-) -> Iterator[tuple[list[Any], np.ndarray]]:
-    """Each chunk with its scores, in order; workers have several chunks at a time."""
+    scorer: Any, chunks: Iterator[list[Any]], overlong: str, *, explain: bool = False
+) -> Iterator[tuple[list[Any], np.ndarray, list[Any] | None]]:
+    """Each chunk with its scores and perhaps its objectives, in order; workers have several at a time."""
     begun: deque[list[Any]] = deque()
 
     def answers() -> Iterator[list[Any]]:
@@ -126,8 +147,13 @@ def _scored(
             begun.append(chunk)
             yield _answers(chunk)
 
-    for scores in _score_chunks(scorer, answers(), overlong):
-        yield begun.popleft(), scores
+    if not explain:
+        for scores in _score_chunks(scorer, answers(), overlong):
+            yield begun.popleft(), scores, None
+        return
+    for found in scorer.explain_chunks(answers(), overlong=overlong):
+        scores = np.array([np.nan if one is None else one.score for one in found])
+        yield begun.popleft(), scores, [one and one.rows() for one in found]
 
 
 def _answers(chunk: list[Any]) -> list[Any]:
@@ -135,15 +161,17 @@ def _answers(chunk: list[Any]) -> list[Any]:
     return [answer for _, parsed in chunk if parsed is not None for answer in parsed.answers]
 
 
-def _rows(chunk: list[Any], scores: np.ndarray) -> Iterator[dict[str, Any]]:
+def _rows(chunk: list[Any], scores: np.ndarray, why: list[Any] | None) -> Iterator[dict[str, Any]]:
     start = 0
     for record, parsed in chunk:
         if parsed is None:
-            yield {**record.fields, "score": None}
+            added = {"score": None} | ({} if why is None else {"objectives": None})
+            yield {**record.fields, **added}
             continue
         stop = start + len(parsed.answers)
         value = parsed.score_value(scores[start:stop].tolist())
-        yield {**record.fields, "score": _null_for_nan(value)}
+        row = {**record.fields, "score": _null_for_nan(value)}
+        yield row if why is None else row | {"objectives": parsed.placed(why[start:stop])}
         start = stop
 
 

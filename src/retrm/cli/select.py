@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from retrm.cli.console import err, print_json, table
+from retrm.cli.console import err, print_json, print_summaries, table
 from retrm.cli.options import OptionalOutput
 
 
@@ -41,8 +41,9 @@ def select(
     ----------
     scorer
         Folder made by retrm fit; hf:PATH; `stored` for the scores in the file; ensemble:DIR,DIR;
-        calibrated:FILE; objectives:NAME=SCORER,NAME=SCORER; or shortest, longest, random,
-        log_probability. Rules that use no score accept `none`.
+        calibrated:FILE; objectives:NAME=SCORER,NAME=SCORER; judge:MODEL?template=NAME for a generative
+        judge; cascade:MARGIN,SCORER,judge:MODEL for one where SCORER is unsure; or shortest, longest,
+        random, log_probability. Rules that use no score accept `none`.
     rollouts
         File of prompts with several answers each; candidates marked as pruned are left out and
         counted.
@@ -104,7 +105,9 @@ def select(
         )
     judged = _Judged(None, None, None)
     if scorer != "none":
-        judged = steering.judge(open_scorer(scorer, model=model, device=device), answers.answers)
+        made = open_scorer(scorer, model=model, device=device)
+        judged = steering.judge(made, answers.answers)
+        print_summaries([made])
     scores = judged.scores
     second = (
         open_scorer(other, model=model, device=device).score(answers.answers) if other else None

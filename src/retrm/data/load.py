@@ -197,10 +197,14 @@ def _check_rated(
     """Refuse an objective that was named and that no record rates: a misspelt column, as a rule."""
     for column in wanted.columns:
         if not ratings.get(column.objective):
+            remedy = (
+                "The column is there and holds none: bring rated answers, or leave the objective out"
+                if column.column in columns
+                else f"The columns are {', '.join(columns)}. {did_you_mean(column.column, columns)}"
+            )
             raise LabelError(
                 f"{name}: no answer has a rating of {column.objective!r} in the column "
-                f"{column.column!r}; expected one at least. The columns are {', '.join(columns)}. "
-                f"{did_you_mean(column.column, columns)}".rstrip()
+                f"{column.column!r}; expected one at least. {remedy}".rstrip()
             )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from retrm.data.rating_columns import WantedRatings
 from retrm.errors import DataError
@@ -10,6 +10,7 @@ from retrm.records import Answer, Pair, RankedList, RatingScale
 
 Sign = Literal["negative_first", "positive_first"]
 Shape = Literal["one", "list", "named"]
+T = TypeVar("T")
 Drop = Literal["identical", "different_prompts", "other_filter"]
 
 
@@ -73,7 +74,14 @@ class Parsed:
         Raises:
             DataError: another number of scores than answers.
         """
-        values = [float(score) for score in scores]
+        return self.placed([float(score) for score in scores])
+
+    def placed(self, values: Sequence[T]) -> T | list[T] | dict[str, T]:
+        """One value an answer in the shape of the record's scores.
+
+        Raises:
+            DataError: another number of values than answers.
+        """
         if len(values) != len(self.answers):
             raise DataError(
                 f"{self.answers[0].where}: got {len(values)} scores; expected {len(self.answers)}, "
@@ -81,4 +89,4 @@ class Parsed:
             )
         if self.score_shape == "named":
             return dict(zip(self.score_fields, values, strict=True))
-        return values if self.score_shape == "list" else values[0]
+        return list(values) if self.score_shape == "list" else values[0]

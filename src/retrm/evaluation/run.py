@@ -8,6 +8,9 @@ cannot say which one it is (`Identified`) is never gone on with: its answers are
 
 A score of a whole answer holds under any policy for over-long ones; one that was skipped or cut holds
 only under the policy that did so, and is made again under another.
+
+A scorer that compares candidates (`SetScorer`) is given item by item: its scores hold inside an item, and
+stand in its ledger under the item's candidates.
 """
 
 import contextlib
@@ -31,12 +34,13 @@ from retrm.evaluation.score_file import Kind, ScoredRow, ScoreFile, write_scores
 from retrm.features.read import Overlong
 from retrm.files import check_writable
 from retrm.records import Answer
-from retrm.scorers.base import Judgement, Scorer
+from retrm.scorers.base import Judgement, Scorer, SetScorer, check_scores
 from retrm.scorers.baseline import LengthScorer, LogProbabilityScorer, RandomScorer
 from retrm.scorers.together import StateScorer, groups_of, judge_chunks
 
 BASELINES = ("longest", "shortest", "random", "log_probability")
 ANSWERS_PER_CHUNK = 64
+SETS_PER_CHUNK = 32
 KEY_CHARACTERS = 24
 
 
@@ -235,7 +239,14 @@ def evaluate(
             overlong=overlong,
         )
     seconds = dict.fromkeys(entrants, 0.0)
+    for name, entrant in entrants.items():
+        if isinstance(entrant.scorer, SetScorer):
+            _check_sets(name, benchmarks)
     for group in groups_of({name: entrant.scorer for name, entrant in entrants.items()}):
+        if len(group) == 1 and isinstance(comparing := next(iter(group.values())), SetScorer):
+            (name,) = group
+            seconds[name] = _score_sets(name, comparing, ledgers[name], benchmarks, on_progress)
+            continue
         mine = {name: ledgers[name] for name in group}
         spent = _score_missing(group, mine, answers, overlong, on_progress)
         seconds |= dict.fromkeys(group, spent)
@@ -353,6 +364,61 @@ def _score_missing(
     return time.monotonic() - started
 
 
+def _check_sets(name: str, benchmarks: Sequence[BenchmarkData]) -> None:
+    """Refuse items that are no candidates, before anything is paid for.
+
+    Raises:
+        RecipeError: items that are beginnings of one solution.
+    """
+    for data in benchmarks:
+        if any(item.are_prefixes for item in data.items):
+            raise RecipeError(
+                f"{name} compares whole answers, and the items of {data.name} are beginnings of one "
+                "solution, step by step; leave the benchmark or the judge out"
+            )
+
+
+def _score_sets(
+    name: str,
+    scorer: SetScorer,
+    ledger: _Ledger,
+    benchmarks: Sequence[BenchmarkData],
+    on_progress: Callable[[EvalProgress], None] | None,
+) -> float:
+    """Score the items that the ledger lacks; seconds that it took."""
+    items = {set_key(item): item for data in benchmarks for item in data.items}
+    missing = [
+        (key, item)
+        for key, item in items.items()
+        if any(k not in ledger.known for k in _keys_of(item, key))
+    ]
+    started = time.monotonic()
+    n_answers = sum(len(item.answers) for _, item in missing)
+    done = 0
+    with _appending({name: ledger}) as files:
+        for start in range(0, len(missing), SETS_PER_CHUNK):
+            chunk = missing[start : start + SETS_PER_CHUNK]
+            found = scorer.score_sets([item.answers for _, item in chunk])
+            for (key, item), scores in zip(chunk, found, strict=True):
+                check_scores(scores, item.answers, name)
+                ledger.add(files[name], _keys_of(item, key), Judgement.plain(scores))
+                done += len(item.answers)
+            if on_progress is not None:
+                elapsed = time.monotonic() - started
+                on_progress(EvalProgress((name,), done, n_answers, elapsed))
+    return time.monotonic() - started
+
+
+def set_key(item: Item) -> str:
+    """By which the candidates of an item are known, in their order."""
+    body = json.dumps([key_of(answer) for answer in item.answers])
+    return hashlib.sha256(body.encode()).hexdigest()[:KEY_CHARACTERS]
+
+
+def _keys_of(item: Item, key: str) -> list[str]:
+    return [f"{key}.{place}" for place in range(len(item.answers))]
+
+
 @contextlib.contextmanager
 def _appending(ledgers: Mapping[str, _Ledger]) -> Iterator[dict[str, IO[str]]]:
     with contextlib.ExitStack() as stack:
@@ -382,7 +448,10 @@ def _score_file(
     return ScoreFile(
         benchmark=data.name,
         scorer=name,
-        rows=tuple(_scored_row(item, ledger) for item in data.items),
+        rows=tuple(
+            _scored_row(item, ledger, compares=isinstance(entrant.scorer, SetScorer))
+            for item in data.items
+        ),
         kind=entrant.kind,
         excluded=data.excluded,
         notes=data.notes,
@@ -422,8 +491,9 @@ def _clocked(ledger: _Ledger, seconds: float) -> dict[str, Any]:
     return made
 
 
-def _scored_row(item: Item, ledger: _Ledger) -> ScoredRow:
-    known = [ledger.known[key_of(answer)] for answer in item.answers]
+def _scored_row(item: Item, ledger: _Ledger, *, compares: bool) -> ScoredRow:
+    keys = _keys_of(item, set_key(item)) if compares else [key_of(a) for a in item.answers]
+    known = [ledger.known[key] for key in keys]
     tokens = [one.n_tokens for one in known]
     scored = ScoredItem(
         id=item.id,

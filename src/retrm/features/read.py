@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from retrm.backbone.base import Backbone, Rendered, Renderer
-from retrm.backbone.batching import TOKENS_PER_BATCH, BatchPlan, plan_batches
+from retrm.backbone.batching import TOKENS_PER_BATCH, BatchPlan, plan_batches, plan_first
 from retrm.backbone.render import fit_to_context
 from retrm.errors import RecipeError
 from retrm.features.batch_pass import BatchFeatures, PlannedBatch, batch_passes, few_passes
@@ -238,6 +238,33 @@ def count_tokens(
     """
     plans = _plans(backbone, rendered, reads_prompts, tokens_per_batch, share_prompts=True)
     return sum(plan.n_tokens for plan in plans)
+
+
+def choose_first(
+    backbone: Backbone,
+    rendered: Sequence[Rendered],
+    reducers: Iterable[StateReducer],
+    *,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> list[int]:
+    """The answers to read with the first one in a pass, as `read_rendered_together` would lay them out.
+
+    Args:
+        backbone: that will read.
+        rendered: the answers, all different.
+        reducers: all that may be asked for.
+        tokens_per_batch: budget of a forward pass, padding included.
+
+    Returns:
+        Indices, the first answer's among them.
+    """
+    reads_prompts = any(reducer.reads_prompts for reducer in reducers)
+    return plan_first(
+        rendered,
+        tokens_per_batch=tokens_per_batch,
+        share_prompts=backbone.shares_prompts,
+        cache_prompts=backbone.caches_prompts and not reads_prompts,
+    )
 
 
 def read_rendered(

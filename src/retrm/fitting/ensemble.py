@@ -20,8 +20,6 @@ import numpy as np
 
 from retrm.data.split import split_by_prompt
 from retrm.errors import FitError, RetrmError
-from retrm.fitting.targets import Targets, check_targets
-from retrm.pair_options import PLAIN, PairOptions
 from retrm.scorers.ensemble import EnsembleRule, EnsembleScorer
 from retrm.scorers.reward_model import RewardModel
 
@@ -69,26 +67,29 @@ def member_rows(
 
 
 def check_members(
-    targets: Targets, loss: str, options: PairOptions = PLAIN, *, n_members: int, seed: int = 0
+    prompt_ids: Sequence[object],
+    check_one: Callable[[np.ndarray, int], None],
+    *,
+    n_members: int,
+    seed: int = 0,
 ) -> None:
     """Refuse an ensemble of which a member would have nothing to learn from; needs no features.
 
     Args:
-        targets: of the training answers.
-        loss: a name of `LOSSES`.
-        options: of the loss of pairs.
+        prompt_ids: (n,) the prompt of every training answer.
+        check_one: refuses rows, of these answers, and a seed that no model can be fitted with.
         n_members: how many.
         seed: of the draws.
 
     Raises:
         FitError: too few prompts, or a member that cannot be fitted; says which.
     """
-    for number, rows in enumerate(member_rows(targets.groups.tolist(), n_members, seed=seed), 1):
+    for number, rows in enumerate(member_rows(prompt_ids, n_members, seed=seed)):
         try:
-            check_targets(targets.take(rows), loss, options)
+            check_one(rows, seed + 1 + number)
         except RetrmError as error:
             raise FitError(
-                f"member {number} of {n_members} of the ensemble has {len(rows)} answers: {error}. Bring "
+                f"member {number + 1} of {n_members} of the ensemble has {len(rows)} answers: {error}. Bring "
                 "more prompts, or leave the ensemble out"
             ) from error
 

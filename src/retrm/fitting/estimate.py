@@ -62,7 +62,7 @@ class FitEstimate:
         n_tokens: that are left to pass through the model, shared prompts counted once.
         tokens_per_s: of the trial; None where the model lies on workers, or nothing is left to read.
         reading_s: of what is left to read; None where there was no trial.
-        n_heads: to fit.
+        n_heads: to fit, members of ensembles among them.
         fitting_s: of all heads, by trial fits: rough. Gradient heads are counted with all their
             epochs, though most stop early.
         disk_bytes: of the finished store.
@@ -96,6 +96,7 @@ def estimate_fit(
     label_threshold: float | None = None,
     overlong: Overlong = "error",
     held_bytes: int = HELD_BYTES,
+    n_members: int = 0,
 ) -> FitEstimate:
     """Estimate `retrm.fitting.fit.fit` with the same arguments, into a store; nothing is written.
 
@@ -109,12 +110,19 @@ def estimate_fit(
         label_threshold: grades at or above it are right.
         overlong: policy for answers beyond the context.
         held_bytes: pooled features up to this size are held in memory.
+        n_members: of the ensemble beside each head; each is counted as long as the head, which is too
+            long for those whose time grows with the answers.
 
     Raises:
         RetrmError: whatever the fit would refuse before the model works.
     """
-    options = {"test_fraction": test_fraction, "seed": seed, "label_threshold": label_threshold}
-    ready = check_fit(table, backbone, methods, **options)
+    ready = check_fit(
+        *(table, backbone, methods),
+        test_fraction=test_fraction,
+        seed=seed,
+        label_threshold=label_threshold,
+        n_members=n_members,
+    )
     rows = whole_rows(table)
     answers = [table.answers[row] for row in rows]
     recipes = recipes_of(backbone, table, methods)
@@ -145,8 +153,9 @@ def estimate_fit(
         n_tokens=rest.n_tokens,
         tokens_per_s=rate,
         reading_s=0.0 if not left.rendered else None if rate is None else rest.n_tokens / rate,
-        n_heads=len(methods),
-        fitting_s=sum(shape.seconds(loss) for shape, loss in zip(shapes, losses, strict=True)),
+        n_heads=len(methods) * (1 + n_members),
+        fitting_s=(1 + n_members)
+        * sum(shape.seconds(loss) for shape, loss in zip(shapes, losses, strict=True)),
         disk_bytes=size.disk_bytes,
         streams=tuple(s.method.name for s in shapes if s.is_streamed(held_bytes)),
         memory_bytes=reading_bytes(fitting, [r.layout for r in reducers.values()])

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from retrm.backbone.base import Backbone
 from retrm.data.split import prompt_folds, split_by_prompt
-from retrm.errors import FitError, OverlongError, RecipeError, did_you_mean
+from retrm.errors import FitError, OverlongError, RecipeError, RetrmError, did_you_mean
 from retrm.features.read import Overlong, Progress, Reading, read
 from retrm.features.recipe import Recipe
 from retrm.features.reduce import Features, Reducer
@@ -175,6 +175,7 @@ def check_fit(
     test_fraction: float = 0.2,
     seed: int = 0,
     label_threshold: float | None = None,
+    n_members: int = 0,
 ) -> CheckedFit:
     """Everything that `fit` with these arguments would refuse before it reads.
 
@@ -187,7 +188,11 @@ def check_fit(
         raise RecipeError("no method to fit; expected at least one, such as last_token or elhsr")
     check_methods(methods, backbone.n_layers, backbone.width)
     return check_rows(
-        *(table, methods), test_fraction=test_fraction, seed=seed, label_threshold=label_threshold
+        *(table, methods),
+        test_fraction=test_fraction,
+        seed=seed,
+        label_threshold=label_threshold,
+        n_members=n_members,
     )
 
 
@@ -198,28 +203,49 @@ def check_rows(
     test_fraction: float = 0.2,
     seed: int = 0,
     label_threshold: float | None = None,
+    n_members: int = 0,
 ) -> CheckedFit:
     """What of `check_fit` needs no backbone, so that it can come before one is loaded.
 
     Raises:
-        LabelError, FitError: the answers that are not held out cannot determine a head.
+        LabelError, FitError: the answers that are not held out cannot determine a head, or those of
+            a member of the ensemble cannot.
     """
+    check_n_members(n_members)
     targets = check_table(methods, table, label_threshold=label_threshold)
     parts = _train_and_test(table, test_fraction, seed)
     whole = whole_rows(table)
     train, test = (part[np.isin(part, whole)] for part in parts)
-    left = targets.take(train)
-    for method in methods:
-        loss = _loss_of(method, targets)
-        if method.solver == "mixture":
-            check_mixture(left, method.mixture, seed=seed)
-        check_targets(left, loss, method.loss_options)
-        if method.solver == "gradient":
-            check_start_targets(left, loss, method.gradient, seed=seed)
-        else:
-            rows, supervision = supervision_of(left, loss, method.loss_options)
-            check_folds(supervision, left.groups.numpy()[rows.numpy()], seed=seed)
+    _check_all_left(methods, targets.take(train), targets, seed, n_members)
     return CheckedFit(targets, train, test)
+
+
+def _check_all_left(
+    methods: Sequence[Method], left: Targets, targets: Targets, seed: int, n_members: int
+) -> None:
+    """Refuse answers `left` to fit on that a method, or a member of its ensemble, cannot do with."""
+    for method in methods:
+        _check_left(method, left, targets, seed)
+        if n_members:
+            check_members(
+                left.groups.tolist(),
+                lambda rows, own, method=method: _check_left(method, left.take(rows), targets, own),
+                n_members=n_members,
+                seed=seed,
+            )
+
+
+def _check_left(method: Method, left: Targets, targets: Targets, seed: int) -> None:
+    """Refuse answers that `method` cannot be fitted to; the loss is that of all `targets`."""
+    loss = _loss_of(method, targets)
+    if method.solver == "mixture":
+        check_mixture(left, method.mixture, seed=seed)
+    check_targets(left, loss, method.loss_options)
+    if method.solver == "gradient":
+        check_start_targets(left, loss, method.gradient, seed=seed)
+    else:
+        rows, supervision = supervision_of(left, loss, method.loss_options)
+        check_folds(supervision, left.groups.numpy()[rows.numpy()], seed=seed)
 
 
 def read_for(
@@ -437,28 +463,29 @@ def fit(
     Raises:
         LabelError, FitError, RecipeError: before anything is read.
     """
-    check_n_members(n_members)
     ready = check_fit(
         *(table, backbone, methods),
         test_fraction=test_fraction,
         seed=seed,
         label_threshold=label_threshold,
+        n_members=n_members,
     )
     targets, train, test = ready.targets, ready.train, ready.test
-    for method in methods if n_members else ():
-        facts = (targets.take(train), _loss_of(method, targets), method.loss_options)
-        check_members(*facts, n_members=n_members, seed=seed)
     reading = read_for(
         backbone, table, methods, sink=sink, overlong=overlong, on_progress=on_progress
     )
     kept = {int(row): i for i, row in enumerate(reading.rows)}
     train = np.array([row for row in train if row in kept], dtype=int)
     test = np.array([row for row in test if row in kept], dtype=int)
-    if reading.n_skipped and targets.take(train).n_prompts < 2:
-        raise OverlongError(
-            f"{reading.n_skipped:,} of {len(table):,} answers were skipped as over-long and the rest is "
-            "too little to fit on; use overlong=truncate_left, or a model with a longer context"
-        )
+    if reading.n_skipped:
+        try:
+            _check_all_left(methods, targets.take(train), targets, seed, n_members)
+        except RetrmError as error:
+            raise OverlongError(
+                f"{reading.n_skipped:,} of {len(table):,} answers were skipped as over-long and the rest "
+                f"is too little to fit on: {error}. Use overlong=truncate_left, or a model with a longer "
+                "context"
+            ) from error
     n_pruned = len(table) - len(whole_rows(table))
     provenance = {
         "source": source,

@@ -22,7 +22,7 @@ token that closes the user's turn, here of the last token before the answer.
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any, ClassVar
 
 import torch
@@ -31,35 +31,9 @@ from torch import Tensor, nn
 
 from retrm.errors import DataError, RecipeError, ShapeError
 from retrm.heads.base import Head, TokenView
+from retrm.heads.explanation import Explanation
 from retrm.heads.linear import LinearHead
 from retrm.records import RatingScale
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why one answer has its score; all tuples have one entry an objective, in the order of the names.
-
-    Attributes:
-        objectives: their names.
-        objective_scores: r, what each objective gives the answer.
-        adjusted_scores: r', the same without what verbosity explains of them.
-        gates: g, the weight that the prompt gives each objective; they sum to the head's scale.
-        contributions: g_k r'_k; they add up to `score`.
-        coefficients: T g, the weight of each objective score as it is; with them, too, the sum is
-            the score.
-        score: of the answer.
-        as_rated: the objective scores in the numbers that raters give; None where the head does not know
-            them.
-    """
-
-    objectives: tuple[str, ...]
-    objective_scores: tuple[float, ...]
-    adjusted_scores: tuple[float, ...]
-    gates: tuple[float, ...]
-    contributions: tuple[float, ...]
-    coefficients: tuple[float, ...]
-    score: float
-    as_rated: tuple[float, ...] | None = None
 
 
 def transform_of(
@@ -289,10 +263,7 @@ class MixtureHead(Head):
         columns = (scores, adjusted, gates, products, gates @ self.transform.T)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return tuple(
-            Explanation(
-                self.objectives, *map(tuple, row), score=total, as_rated=self._as_rated(row[0])
-            )
-            for row, total in zip(rows, _sum(products).tolist(), strict=True)
+            Explanation.of(self.objectives, *row, as_rated=self._as_rated(row[0])) for row in rows
         )
 
     def _as_rated(self, objective_scores: Sequence[float]) -> tuple[float, ...] | None:

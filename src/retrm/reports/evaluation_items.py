@@ -12,13 +12,17 @@ import numpy as np
 
 from retrm.evaluation.benchmarks.base import BenchmarkData, Item
 from retrm.evaluation.mistakes import Mistake, Mistakes
-from retrm.page_style import HEAT_LEVELS, HEAT_REACH_QUANTILE, HEAT_WORDS, heat_style
+from retrm.heads.explanation import Explanation
+from retrm.page_style import BAR_STYLE, HEAT_LEVELS, HEAT_REACH_QUANTILE, HEAT_WORDS, heat_style
 from retrm.records import Prompt
+from retrm.reports.objective_bars import decided_html
 
 SHOWN_PROMPT = 400
 SHOWN_ANSWER = 700
 SHOWN_TOKENS = 160
 MOST_CHARACTERS = 20_000
+
+SIDES = ("should win", "scores higher")
 
 HeatKey = tuple[str, str, str, int]
 """(benchmark, scorer, item, candidate)."""
@@ -46,6 +50,7 @@ def mistakes_html(
     found: Mistakes,
     texts: BenchmarkData | None,
     heat: Mapping[HeatKey, TokenHeat],
+    reasons: Mapping[HeatKey, Explanation] | None = None,
 ) -> str:
     """The largest wrong margins of one scorer.
 
@@ -55,12 +60,13 @@ def mistakes_html(
         found: its mistakes.
         texts: items with their texts; None = only ids and scores are shown.
         heat: of the answers for which it is known.
+        reasons: by objective, of the answers for which they are known.
     """
     if not found.shown:
         return f"<p>{escape(scorer)} orders no pair wrongly.</p>"
     items = {item.id: item for item in texts.items} if texts is not None else {}
     parts = [
-        _mistake(name, scorer, number, one, items.get(one.item), heat)
+        _mistake(name, scorer, number, one, items.get(one.item), heat, reasons or {})
         for number, one in enumerate(found.shown, 1)
     ]
     missing = "" if items else "<p class=muted>The texts of the items were not at hand.</p>"
@@ -83,6 +89,7 @@ def _mistake(
     one: Mistake,
     item: Item | None,
     heat: Mapping[HeatKey, TokenHeat],
+    reasons: Mapping[HeatKey, Explanation],
 ) -> str:
     head = (
         f"<p class=itemhead><b>{number}. {escape(one.item)}</b> <span class=chip>"
@@ -90,8 +97,8 @@ def _mistake(
         f"{-one.scaled_margin:.1f} standard deviations of all margins</span></p>"
     )
     sides = (
-        ("should win", "win", one.preferred, one.preferred_score),
-        ("scores higher", "lose", one.other, one.other_score),
+        (SIDES[0], "win", one.preferred, one.preferred_score),
+        (SIDES[1], "lose", one.other, one.other_score),
     )
     if item is None:
         scores = "".join(f"<li>{words}: {score:.4g}</li>" for words, _, _, score in sides)
@@ -105,7 +112,9 @@ def _mistake(
     )
     legend = f"<p class=muted>{escape(scale.words)}</p>" if scale is not None else ""
     prompts = _prompts(item, one)
-    return f"<li>{head}{prompts}<div class=sides>{cells}</div>{legend}</li>"
+    why = [reasons.get((name, scorer, item.id, candidate)) for _, _, candidate, _ in sides]
+    decided = "" if None in why else decided_html(*why, names=SIDES)  # type: ignore[arg-type]
+    return f"<li>{head}{prompts}<div class=sides>{cells}</div>{legend}{decided}</li>"
 
 
 def _prompts(item: Item, one: Mistake) -> str:
@@ -244,9 +253,11 @@ details.long>summary::-webkit-details-marker{display:none}
 details.long[open]>summary .text{display:none}
 .more{color:var(--accent);font-size:.85rem}
 details.long[open] .more{display:block;margin-bottom:.3rem}
+.decided{margin-top:.8rem}
 @media (max-width:44rem){.sides{grid-template-columns:1fr}}
 @media print{ol.items>li{break-inside:auto}.itemhead,.side{break-after:avoid}}
 """.strip()
     + heat_style()
+    + BAR_STYLE
 )
 """Style sheet of these items."""

@@ -16,6 +16,7 @@ from retrm.evaluation.findings import Findings
 from retrm.evaluation.score_file import ScoreFile
 from retrm.evaluation.tables import BenchmarkTable, FigureRow
 from retrm.files import atomic_write
+from retrm.heads.explanation import Explanation
 from retrm.reports.canvas import png_bytes
 from retrm.reports.evaluation_card import evaluation_card
 from retrm.reports.evaluation_figures import subset_figure
@@ -88,6 +89,7 @@ def write_report(
     *,
     findings: Sequence[Findings] = (),
     heat: Mapping[HeatKey, TokenHeat] | None = None,
+    reasons: Mapping[HeatKey, Explanation] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> None:
     """Write `report.html` and `report.md`.
@@ -100,6 +102,7 @@ def write_report(
         contamination: overlap with training data by benchmark, where it was looked for.
         findings: what else is known of each scorer on each benchmark.
         heat: answers token by token.
+        reasons: what each objective adds to the scores of answers, of scorers that mix several.
         facts: versions and options to be stated.
 
     Raises:
@@ -107,7 +110,14 @@ def write_report(
         OutputError: a file cannot be written.
     """
     page = evaluation_page(
-        tables, files, texts, contamination, findings=findings, heat=heat, facts=facts
+        tables,
+        files,
+        texts,
+        contamination,
+        findings=findings,
+        heat=heat,
+        reasons=reasons,
+        facts=facts,
     )
     for name, text in ((PAGE, page), (CARD, evaluation_card(tables, files, contamination))):
         with atomic_write(folder / name, "w") as out:
@@ -122,6 +132,7 @@ def evaluation_page(
     *,
     findings: Sequence[Findings] = (),
     heat: Mapping[HeatKey, TokenHeat] | None = None,
+    reasons: Mapping[HeatKey, Explanation] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as text; raises MissingExtraError without matplotlib."""
@@ -130,6 +141,7 @@ def evaluation_page(
     files = [renamed_file(file, names) for file in files]
     findings = [renamed_findings(one, names) for one in findings]
     heat = {(b, names[s], *rest): view for (b, s, *rest), view in (heat or {}).items()}
+    reasons = {(b, names[s], *rest): why for (b, s, *rest), why in (reasons or {}).items()}
     by_name = {data.name: data for data in texts}
     title = f"Evaluation on {listed([table.title for table in tables])}"
     sections = [
@@ -143,6 +155,7 @@ def evaluation_page(
                 [one for one in findings if one.benchmark == table.name],
                 by_name.get(table.name),
                 heat,
+                reasons,
             )
             for table in tables
         ),
@@ -218,6 +231,7 @@ def _benchmark(
     findings: Sequence[Findings],
     texts: BenchmarkData | None,
     heat: Mapping[HeatKey, TokenHeat],
+    reasons: Mapping[HeatKey, Explanation],
 ) -> str:
     parts = (
         f"<h2>{escape(table.title)}</h2><p class=muted>{escape(counts(table))}; "
@@ -231,7 +245,7 @@ def _benchmark(
         ),
         _details("Paired differences to the baselines", _differences(table)),
         panels_html(findings),
-        *(_mistakes(one, texts, heat) for one in findings),
+        *(_mistakes(one, texts, heat, reasons) for one in findings),
     )
     return f'<section id="{escape(table.name)}">{"".join(parts)}</section>'
 
@@ -339,10 +353,15 @@ def _difference_cells(row: FigureRow, others: Sequence[str]) -> str:
     return "".join(cells)
 
 
-def _mistakes(one: Findings, texts: BenchmarkData | None, heat: Mapping[HeatKey, TokenHeat]) -> str:
+def _mistakes(
+    one: Findings,
+    texts: BenchmarkData | None,
+    heat: Mapping[HeatKey, TokenHeat],
+    reasons: Mapping[HeatKey, Explanation],
+) -> str:
     if one.mistakes is None:
         return ""
-    body = mistakes_html(one.benchmark, one.scorer, one.mistakes, texts, heat)
+    body = mistakes_html(one.benchmark, one.scorer, one.mistakes, texts, heat, reasons)
     n = len(one.mistakes.shown)
     shown = f" The {n} largest wrong margins:" if n > 1 else ""
     return (

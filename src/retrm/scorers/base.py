@@ -32,6 +32,34 @@ class ObjectiveScorer(Protocol):
         ...
 
 
+@runtime_checkable
+class SetScorer(Protocol):
+    """Compares the candidates of a prompt: its scores hold among those that it was shown together."""
+
+    name: str
+
+    def score_sets(self, sets: Sequence[Sequence[Answer]]) -> list[np.ndarray]:
+        """(n,) float64 scores of the candidates of each set, in order."""
+        ...
+
+
+@runtime_checkable
+class Summarised(Protocol):
+    """A scorer that has to say more than its scores: what could not be read, what it cost."""
+
+    def summary(self) -> str:
+        """One line for people, of everything that was scored so far."""
+        ...
+
+
+def sets_of(answers: Sequence[Answer]) -> list[list[int]]:
+    """Rows of the answers that are candidates of one prompt, in order of first appearance."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for row, answer in enumerate(answers):
+        groups.setdefault((answer.prompt_id, answer.prompt.key), []).append(row)
+    return list(groups.values())
+
+
 @dataclass(frozen=True)
 class Judgement:
     """Scores with what happened to the answers on the way.

@@ -38,13 +38,15 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from retrm.errors import ArtifactError, RecipeError, did_you_mean
+from retrm.errors import ArtifactError, OutputError, RecipeError, did_you_mean
+from retrm.features.reduce import Features
 from retrm.files import write_json
+from retrm.heads.artifact import CARD, MANIFEST, SELFTEST, WEIGHTS
 from retrm.records import Answer
 from retrm.scorers.base import Judgement, Scorer
 from retrm.scorers.open import ENSEMBLE
 from retrm.scorers.reward_model import RewardModel
-from retrm.scorers.together import judge_all
+from retrm.scorers.together import judge_all, reads_alike
 
 Rule = Literal["mean", "min", "uwo"]
 FORMAT_VERSION = 1
@@ -186,8 +188,11 @@ class EnsembleScorer:
         *,
         rule: EnsembleRule | None = None,
         name: str = "ensemble",
-    ) -> Self:
+    ) -> "EnsembleScorer":
         """An ensemble of reward models, named by number where names repeat.
+
+        Members that read the same features of one backbone, as those of one fit do, judge as one
+        reward model does: a `StateEnsemble`.
 
         Raises:
             RecipeError: fewer than two.
@@ -199,7 +204,13 @@ class EnsembleScorer:
             names = [f"{name}-{number}" for number, name in enumerate(names, 1)]
         members = dict(zip(names, models, strict=True))
         scales = {n: Scale.of_model(m) for n, m in members.items()} if rule.standardise else None
-        return cls(members, rule=rule, scales=scales, name=name)
+        first = models[0] if models else None
+        is_alike = first is not None and all(
+            one.backbone is first.backbone and reads_alike(one.reducer, first.reducer)
+            for one in models
+        )
+        kind = StateEnsemble if is_alike and cls is EnsembleScorer else cls
+        return kind(members, rule=rule, scales=scales, name=name)
 
     def judge(self, answers: Sequence[Answer], *, overlong: str = "error") -> Judgement:
         """Scores and flags; an answer that one member leaves out is left out.
@@ -246,13 +257,69 @@ class EnsembleScorer:
         if foreign:
             raise RecipeError(f"cannot save the members {', '.join(foreign)}: no reward models")
         names = [f"member-{number}" for number in range(1, len(self.members) + 1)]
-        # Interrupted, there are members of two ensembles: without the file they are none.
-        (folder / ENSEMBLE).unlink(missing_ok=True)
+        # Also what a larger one left; interrupted, there is none without the file that is written last.
+        delete_ensemble(folder)
         for name, member in zip(names, self.members.values(), strict=True):
             assert isinstance(member, RewardModel)
             member.save(folder / name)
         manifest = {"format_version": FORMAT_VERSION, "members": names, **asdict(self.rule)}
         write_json(folder / ENSEMBLE, manifest)
+
+
+class StateEnsemble(EnsembleScorer):
+    """Members that read the same features of one backbone; implements `StateScorer`, too.
+
+    So it shares a reading with other heads on that backbone, and is served text and token ids.
+    """
+
+    def __init__(
+        self,
+        members: Mapping[str, Scorer],
+        *,
+        rule: EnsembleRule | None = None,
+        scales: Mapping[str, Scale] | None = None,
+        name: str = "ensemble",
+    ) -> None:
+        """As `EnsembleScorer`; the members are reward models, of which `of_models` made sure."""
+        super().__init__(members, rule=rule, scales=scales, name=name)
+        self._models = [one for one in members.values() if isinstance(one, RewardModel)]
+        assert len(self._models) == len(members), "reward models alone"
+        self.backbone = self._models[0].backbone
+        self.reducer = self._models[0].reducer
+
+    def of_features(self, features: Features) -> np.ndarray:
+        """(n,) float64 scores of features that `reducer` made."""
+        return self.combine([model.of_features(features) for model in self._models])
+
+
+def delete_ensemble(folder: str | Path) -> None:
+    """Delete what `EnsembleScorer.save` wrote into `folder`; other files are kept.
+
+    The manifest goes first: what a kill leaves behind is no ensemble.
+
+    Raises:
+        OutputError: it cannot be deleted.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        return
+    try:
+        (folder / ENSEMBLE).unlink(missing_ok=True)
+        for member in sorted(folder.glob("member-[0-9]*")):
+            for name in (MANIFEST, WEIGHTS, SELFTEST, CARD):
+                (member / name).unlink(missing_ok=True)
+            _remove_if_empty(member)
+        _remove_if_empty(folder)
+    except OSError as error:
+        raise OutputError(
+            f"cannot delete the ensemble of an earlier fit in {folder}: {error.strerror}; expected a "
+            "folder that can be written. Delete it yourself, then run again"
+        ) from error
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 @dataclass(frozen=True)

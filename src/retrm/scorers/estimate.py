@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from retrm.features.estimate import estimate_chunks
 from retrm.features.read import Overlong
 from retrm.records import Answer
-from retrm.scorers.base import Scorer
+from retrm.scorers.base import Scorer, SetScorer
 from retrm.scorers.together import StateScorer, check_cuts
 
 
@@ -26,7 +26,7 @@ class ScoreEstimate:
         n_tokens: that pass through the model, shared prompts counted once in a chunk; None where the
             scorer does not read states.
         tokens_per_s: of the trial; None where there was none.
-        seconds: of all; None where the model lies on workers.
+        seconds: of all; None where the model lies on workers, or where a trial would ask a judge.
         memory_bytes: of features, at the peak, beside the model: one chunk, whatever the file's size.
     """
 
@@ -57,6 +57,8 @@ def estimate_scoring(
         reducers = {scorer.name: scorer.reducer}
         found = estimate_chunks(scorer.backbone, chunks, reducers, overlong=overlong)
         return ScoreEstimate(**asdict(found))
+    if isinstance(scorer, SetScorer):  # a trial would cost calls
+        return ScoreEstimate(sum(map(len, chunks)), seconds=None)
     n_answers = n_characters = 0
     rate = 0.0  # seconds a character
     for answers in chunks:

@@ -87,23 +87,13 @@ class LengthCurve:
             FitError: too few answers, or all of one length.
             ScoreError: a score or length is not finite, or there is not one each.
         """
-        if shape not in get_args(Shape):
-            raise RecipeError(
-                f"got shape {shape!r}; expected one of {', '.join(get_args(Shape))}. "
-                + did_you_mean(str(shape), get_args(Shape))
-            )
         x, y = (np.asarray(column, dtype=np.float64) for column in (lengths, scores))
         if x.shape != y.shape or x.ndim != 1 or not np.isfinite([x, y]).all():
             raise ScoreError(
                 f"got {x.shape} lengths and {y.shape} scores; expected one finite number each for every "
                 "answer"
             )
-        if len(x) < FEWEST[shape] or x.min() == x.max():
-            raise FitError(
-                f"got {len(x)} answers of {len(np.unique(x))} different lengths; a {shape} length curve "
-                f"expected at least {FEWEST[shape]} answers and two lengths. Bring a larger reference set"
-                + (", or use shape=linear" if shape == "smooth" else "")
-            )
+        check_reference(x, shape)
         if shape == "linear":
             knots = np.array([x.min(), x.max()])
             values = _line(x, y, np.ones_like(x), knots)
@@ -120,6 +110,31 @@ class LengthCurve:
         """How many of these lengths the reference set did not reach."""
         x = np.asarray(lengths, dtype=np.float64)
         return int(((x < self.knots[0]) | (x > self.knots[-1])).sum())
+
+
+def check_reference(lengths: Sequence[float] | np.ndarray, shape: str) -> None:
+    """Refuse what no curve can be fitted to; needs no scores.
+
+    Args:
+        lengths: (n,) of the answers, characters.
+        shape: `smooth` or `linear`.
+
+    Raises:
+        RecipeError: unknown shape.
+        FitError: too few answers, or all of one length.
+    """
+    if shape not in get_args(Shape):
+        raise RecipeError(
+            f"got shape {shape!r}; expected one of {', '.join(get_args(Shape))}. "
+            + did_you_mean(str(shape), get_args(Shape))
+        )
+    n_lengths = len(np.unique(np.asarray(lengths, dtype=np.float64)))
+    if len(lengths) < FEWEST[shape] or n_lengths < 2:
+        raise FitError(
+            f"got {len(lengths)} answers of {n_lengths} different lengths; a {shape} length curve "
+            f"expected at least {FEWEST[shape]} answers and two lengths. Bring a larger reference set"
+            + (", or use shape=linear" if shape == "smooth" and n_lengths > 1 else "")
+        )
 
 
 def _local(x: np.ndarray, y: np.ndarray, knot: float) -> float:
@@ -226,8 +241,7 @@ class StoredCalibration:
         """
         if not path.is_file():
             raise ArtifactError(
-                f"there is no file {path}; expected a length calibration, written by "
-                "LengthCalibratedScorer.save"
+                f"there is no file {path}; expected a length calibration, written by retrm calibrate"
             )
         try:
             stored: dict[str, Any] = json.loads(path.read_text("utf-8"))

@@ -71,7 +71,7 @@ def open_scorers(
 
 def shown_spec(spec: str) -> str:
     """What was typed, as it may stand in reports and file names: no user and password."""
-    if spec.partition(":")[0] not in REMOTE:
+    if spec.partition(":")[0] not in (*REMOTE, "judge", "cascade"):
         return spec
     from retrm.patience import without_password
 
@@ -108,7 +108,8 @@ def open_scorer(
             server; `call:MODULE:NAME` for a Python function; `scores:FILE` for scores of a file, found
             by prompt and answer; `ensemble:DIR,DIR` for several reward models as one, or the folder of an
             ensemble; `calibrated:FILE` for a scorer less its length curve; `objectives:NAME=SCORER,...`
-            for scorers side by side; `shortest`, `longest`, `random`, `log_probability`; or `stored`,
+            for scorers side by side; `judge:MODEL?template=NAME&...` for a generative judge, here or behind an
+            endpoint; `cascade:MARGIN,SCORER,judge:...` for a judge where a scorer is unsure; `shortest`, `longest`, `random`, `log_probability`; or `stored`,
             the scores that the rows themselves state.
         model: the backbone of `log_probability`; where the backbone of a folder lies now; or the
             model whose tokenizer a server wants.
@@ -129,6 +130,14 @@ def open_scorer(
         return RandomScorer() if spec == "random" else LengthScorer(prefers=spec)
     if spec.startswith(_WRAPPERS) or _is_ensemble(spec):
         return _wrapper(spec, model, device, engine)
+    if spec.startswith("judge:"):
+        from retrm.scorers.judge import open_judge
+
+        return open_judge(spec, device=device, engine=engine)
+    if spec.startswith("cascade:"):
+        from retrm.scorers.cascade import open_cascade
+
+        return open_cascade(spec, model=model, device=device, engine=engine)
     if spec == "stored":
         from retrm.scorers.baseline import StoredScorer
 
@@ -153,7 +162,8 @@ def open_scorer(
         raise ArtifactError(
             f"there is no scorer {spec!r}; expected a folder made by retrm fit, hf:PATH, "
             f"{', '.join(f'{kind}:URL' for kind in REMOTE)}, call:MODULE:NAME, scores:FILE, "
-            "ensemble:DIR,DIR, calibrated:FILE, objectives:NAME=SCORER,NAME=SCORER, or one of "
+            "ensemble:DIR,DIR, calibrated:FILE, objectives:NAME=SCORER,NAME=SCORER, judge:MODEL?template=NAME, "
+            "cascade:MARGIN,SCORER,judge:MODEL, or one of "
             f"{', '.join(BASELINES)}"
         )
     return _reward_model(spec, model, device, engine, None)

@@ -5,7 +5,7 @@
 >>> rm.rank("What is 3 + 4?", ["The answer is 7.", "It is 8."])           # doctest: +SKIP
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +32,7 @@ from retrm.features.read import (
     Overlong,
     Progress,
     read,
+    read_chunks,
     read_rendered,
     read_rendered_together,
     render_all,
@@ -45,7 +46,8 @@ from retrm.heads.artifact import (
     save_artifact,
 )
 from retrm.heads.card import model_card
-from retrm.heads.mixture import Explanation, MixtureHead
+from retrm.heads.explanation import Explanation
+from retrm.heads.mixture import MixtureHead
 from retrm.records import Answer, Prompt
 from retrm.scorers.base import check_scores
 from retrm.scorers.running import RunningScores, check_exact, check_prunable
@@ -369,7 +371,13 @@ class RewardModel:
     @property
     def explains(self) -> bool:
         """Whether the score is a sum over named objectives, so that `explain` can say how."""
-        return isinstance(self.artifact.head, MixtureHead)
+        return bool(self.objectives)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives that the score is a sum over; empty for a head without any."""
+        head = self.artifact.head
+        return head.objectives if isinstance(head, MixtureHead) else ()
 
     def explain(self, prompt: PromptLike, response: str) -> Explanation:
         """Why an answer has its score: what each objective gives it, and what the prompt weighs it with.
@@ -384,6 +392,29 @@ class RewardModel:
         """The same for a row of a table (sampled token ids are used where they are known)."""
         self._check_explains()
         return self.explain_rendered(render_all(self.backbone, [answer]).rendered)[0]
+
+    def explain_chunks(
+        self, chunks: Iterable[Sequence[Answer]], *, overlong: Overlong = "error"
+    ) -> Iterator[tuple[Explanation | None, ...]]:
+        """The same for each chunk of a stream, in order; None = left out as over-long.
+
+        Raises:
+            RecipeError, OverlongError, RenderError, ScoreError: when the chunk at fault is asked for.
+        """
+        self._check_explains()
+        readings = read_chunks(
+            self.backbone,
+            chunks,
+            {self.name: self.artifact.recipe},
+            reducers={self.name: self.reducer},
+            overlong=overlong,
+        )
+        for rows, reading in readings:
+            found = self.explain_features(reading.features[self.name])
+            scores = np.array([one.score for one in found])
+            check_scores(scores, [rows[i] for i in reading.rows], self.name)
+            by_row = dict(zip(reading.rows.tolist(), found, strict=True))
+            yield tuple(by_row.get(i) for i in range(len(rows)))
 
     def explain_rendered(self, rendered: Sequence[Rendered]) -> tuple[Explanation, ...]:
         """The same for answers that are already token ids, in one reading."""

@@ -10,11 +10,11 @@ from typing import Protocol, cast, runtime_checkable
 import numpy as np
 
 from retrm.backbone.base import Backbone
-from retrm.errors import RecipeError
+from retrm.errors import DataError, RecipeError
 from retrm.features.read import Overlong, Reading, read_chunks
 from retrm.features.reduce import Features, Reducer
 from retrm.records import Answer, check_overlong
-from retrm.scorers.base import Judgement, LimitedScorer, Scorer, check_scores
+from retrm.scorers.base import Judgement, LimitedScorer, Scorer, SetScorer, check_scores
 
 
 @runtime_checkable
@@ -62,12 +62,32 @@ def judge_chunks(
         yield from _read_together(cast(Mapping[str, StateScorer], group), chunks, overlong)
         return
     ((name, scorer),) = group.items()
-    for chunk in chunks:
+    for chunk in _whole_sets(chunks, name) if isinstance(scorer, SetScorer) else chunks:
         if isinstance(scorer, LimitedScorer):
             found = scorer.judge(chunk, overlong=overlong)
         else:
             found = Judgement.plain(check_scores(scorer.score(chunk), chunk, name))
         yield {name: found}
+
+
+def _whole_sets(chunks: Iterable[Sequence[Answer]], name: str) -> Iterator[Sequence[Answer]]:
+    """The chunks, each with all candidates of its prompts.
+
+    Raises:
+        DataError: candidates of a prompt stand in two chunks.
+    """
+    seen: set[str] = set()
+    for chunk in chunks:
+        own = {answer.prompt.key for answer in chunk}
+        if again := seen & own:
+            where = next(a.where for a in chunk if a.prompt.key in again)
+            raise DataError(
+                f"{where or 'an answer'}: other candidates of its prompt came long before, and {name} "
+                "compares candidates with one another; expected them together. Put the answers to a "
+                "prompt into one record"
+            )
+        seen |= own
+        yield chunk
 
 
 def judge_all(
@@ -116,12 +136,13 @@ def _feature_owners(group: Mapping[str, StateScorer]) -> dict[str, str]:
     """Whose features serve each scorer: members of an ensemble mostly read the very same."""
     owners: dict[str, str] = {}
     for name, scorer in group.items():
-        same = (k for k in owners.values() if _reads_alike(group[k].reducer, scorer.reducer))
+        same = (k for k in owners.values() if reads_alike(group[k].reducer, scorer.reducer))
         owners[name] = next(same, name)
     return owners
 
 
-def _reads_alike(one: Reducer, other: Reducer) -> bool:
+def reads_alike(one: Reducer, other: Reducer) -> bool:
+    """Whether two reducers of one backbone make the same features."""
     return one.recipe == other.recipe and (
         one.bases.keys() == other.bases.keys()
         and all(one.bases[p].basis.equal(other.bases[p].basis) for p in one.bases)

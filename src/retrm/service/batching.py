@@ -3,7 +3,7 @@
 Batching is continuous. The worker takes the item that has waited longest, fills its forward pass with
 others that suit it (`lanes`), reads, hands over these results at once and looks at the queue again. Since
 every pass holds the oldest item, none starves: before it come at most the items that were there earlier.
-Only a worker that was idle waits, some milliseconds, for company.
+Only a worker that was idle waits, some milliseconds, for company that is on its way.
 
     queue --oldest, its family, its likes--> one pass --> results to their requests
       ^ put (event loop)                      |
@@ -118,13 +118,20 @@ class Worker:
     Args:
         settings: budgets and bounds.
         on_pass: told of every pass, on the worker's thread.
+        n_taken: items that were taken and are not answered, those in the queue included; called on the
+            worker's thread.
     """
 
     def __init__(
-        self, settings: ServiceSettings, *, on_pass: Callable[[PassFacts], None] = lambda _: None
+        self,
+        settings: ServiceSettings,
+        *,
+        on_pass: Callable[[PassFacts], None] = lambda _: None,
+        n_taken: Callable[[], int] = lambda: 0,
     ) -> None:
         self.settings = settings
         self._on_pass = on_pass
+        self._n_taken = n_taken
         self._changed = threading.Condition()
         self._waiting: dict[int, Ticket] = {}  # by identity, oldest first
         self._jobs: deque[Job] = deque()
@@ -261,11 +268,12 @@ class Worker:
             return [one for one in self._waiting.values() if one.lane is oldest.lane]
 
     def _gather(self) -> None:
-        """An idle worker waits for company, unless a pass is full already."""
+        """An idle worker waits for items that are being rendered, unless a pass is full already."""
         until = time.monotonic() + self.settings.window_ms / 1e3
         while not (self._is_ending or self._jobs) and 0 < self._n_tokens < self._budget:
             left = until - time.monotonic()
-            if left <= 0 or not self._changed.wait(left):
+            is_alone = self._n_taken() <= len(self._waiting)
+            if is_alone or left <= 0 or not self._changed.wait(left):
                 break
 
     @property
@@ -295,9 +303,11 @@ class Worker:
         try:
             scores = chosen[0].lane.judge(chosen, self._budget)
         except (Exception, SystemExit) as error:
-            if len(chosen) == 1:
-                _LOG.error("a pass of one item failed", exc_info=error)
-                _tell(chosen[0], Outcome(error=_plain(error), wait_s=began - chosen[0].queued_at))
+            # Items that are compared with one another would mean something else one by one.
+            if len(chosen) == 1 or chosen[0].prepared.together is not None:
+                _LOG.error("a pass of %d item(s) failed", len(chosen), exc_info=error)
+                for one in chosen:
+                    _tell(one, Outcome(error=_plain(error), wait_s=began - one.queued_at))
                 return
             _LOG.warning(
                 "a pass of %d items failed (%s); one by one now", len(chosen), type(error).__name__

@@ -36,7 +36,15 @@ from retrm.service.requests import (
     options_of,
     texts_of,
 )
-from retrm.service.rewards import BestOfN, Health, ModelInfo, Ranked, Reward, RewardToken
+from retrm.service.rewards import (
+    BestOfN,
+    Health,
+    ModelInfo,
+    Ranked,
+    Reward,
+    RewardObjective,
+    RewardToken,
+)
 
 __all__ = [
     "AsyncRewardClient",
@@ -46,6 +54,7 @@ __all__ = [
     "Ranked",
     "Reward",
     "RewardClient",
+    "RewardObjective",
     "RewardToken",
 ]
 
@@ -65,6 +74,7 @@ class RewardClient(ClientSettings):
         length_policy: str = "error",
         per_token: bool = False,
         per_layer: bool = False,
+        per_objective: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reward]:
         """Rewards of the last turns of conversations, in their order.
@@ -77,6 +87,8 @@ class RewardClient(ClientSettings):
                 `truncate_response`, or `skip` (the score is None).
             per_token: also the judged tokens.
             per_layer: also what each layer adds at each of them.
+            per_objective: also what each objective adds to the score; for models of several
+                objectives, at the price of reading each answer once more.
             tools: that the prompts offer, for templates that write them.
 
         Raises:
@@ -84,7 +96,7 @@ class RewardClient(ClientSettings):
             RecipeError: an unknown activation or policy.
             DataError: the messages are none.
         """
-        options = options_of(activation, length_policy, per_token, per_layer, tools)
+        options = options_of(activation, length_policy, per_token, per_layer, tools, per_objective)
         return self._all(self._of_messages(conversations_of(messages), options))
 
     def score(
@@ -96,10 +108,11 @@ class RewardClient(ClientSettings):
         length_policy: str = "error",
         per_token: bool = False,
         per_layer: bool = False,
+        per_objective: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reward]:
         """Rewards of several answers to one prompt, in their order; options and errors as `reward`."""
-        options = options_of(activation, length_policy, per_token, per_layer, tools)
+        options = options_of(activation, length_policy, per_token, per_layer, tools, per_objective)
         return self._all(self._of_candidates(prompt, candidates, options))
 
     def rendered(
@@ -243,10 +256,11 @@ class AsyncRewardClient(ClientSettings):
         length_policy: str = "error",
         per_token: bool = False,
         per_layer: bool = False,
+        per_objective: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reward]:
         """Rewards of the last turns of conversations; see `RewardClient.reward`."""
-        options = options_of(activation, length_policy, per_token, per_layer, tools)
+        options = options_of(activation, length_policy, per_token, per_layer, tools, per_objective)
         return await self._all(self._of_messages(conversations_of(messages), options))
 
     async def score(
@@ -258,10 +272,11 @@ class AsyncRewardClient(ClientSettings):
         length_policy: str = "error",
         per_token: bool = False,
         per_layer: bool = False,
+        per_objective: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[Reward]:
         """Rewards of several answers to one prompt; see `RewardClient.score`."""
-        options = options_of(activation, length_policy, per_token, per_layer, tools)
+        options = options_of(activation, length_policy, per_token, per_layer, tools, per_objective)
         return await self._all(self._of_candidates(prompt, candidates, options))
 
     async def rendered(

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -29,9 +29,10 @@ from retrm.errors import (
     TooLargeError,
     did_you_mean,
 )
+from retrm.scorers.reward_model import RewardModel
 from retrm.service.batching import Job, Outcome, Ticket, Worker
 from retrm.service.items import LENGTH_POLICIES, Answered, Call, Judged, Options
-from retrm.service.lanes import Prepared
+from retrm.service.lanes import Prepared, SetLane
 from retrm.service.metrics import ServiceMetrics
 from retrm.service.models import Registry, Served
 from retrm.service.settings import ServiceSettings
@@ -62,7 +63,11 @@ class Service:
     def __init__(self, registry: Registry, settings: ServiceSettings | None = None) -> None:
         self.registry = registry
         self.settings = settings or ServiceSettings()
-        self.worker = Worker(self.settings, on_pass=lambda facts: self.metrics.passed(facts))
+        self.worker = Worker(
+            self.settings,
+            on_pass=lambda facts: self.metrics.passed(facts),
+            n_taken=lambda: self._n_items,
+        )
         infos = [one.info for one in registry]
         self.metrics = ServiceMetrics(infos, lambda: self.worker.facts)
         self._renders = ThreadPoolExecutor(1, thread_name_prefix="retrm-render")
@@ -183,24 +188,8 @@ class Service:
         Raises:
             BusyError, NotReadyError, DeadlineError: as `judge`; otherwise what `job` raises.
         """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def run() -> None:
-            try:
-                result = job(self.registry)
-            except (Exception, SystemExit) as error:
-                _settle(loop, done, None, error)
-            else:
-                _settle(loop, done, result, None)
-
-        queued = Job(run, lambda error: _settle(loop, done, None, error))
         with self._taken(0):
-            self.worker.put_job(queued)
-            try:
-                return await self._within(done, deadline_s)
-            finally:
-                self.worker.drop_job(queued)
+            return await self._within(self._job(job), deadline_s)
 
     async def on_renderer(self, job: Callable[[], T]) -> T:
         """The result of `job`, called on the thread that renders: for text work that takes a while.
@@ -297,7 +286,29 @@ class Service:
             if outcome is not None and outcome.error is not None:
                 raise _at(number, outcome.error)
             judged.append(_judged(one, outcome))
+        if call.options.per_objective:
+            judged = await self._explained(served, prepared, judged)
         return tuple(judged), [one for one in outcomes if one is not None]
+
+    async def _explained(
+        self, served: Served, prepared: Sequence[Prepared], judged: Sequence[Judged]
+    ) -> list[Judged]:
+        """With the objectives of each item, from a reading of its own; what was skipped has none.
+
+        The score is that of this reading, too: readings differ in their last digits, and what is shown
+        must add up to the score that stands beside it.
+        """
+        scorer = served.scorer
+        assert isinstance(scorer, RewardModel), "refused before it was queued"
+        found = list(judged)
+        places = [i for i, one in enumerate(prepared) if one.rendered is not None]
+        for start in range(0, len(places), ITEMS_PER_PART):
+            part = places[start : start + ITEMS_PER_PART]
+            texts = [text for i in part if (text := prepared[i].rendered) is not None]
+            explained = await self._job(lambda _, texts=texts: scorer.explain_rendered(texts))
+            for i, why in zip(part, explained, strict=True):
+                found[i] = replace(found[i], score=why.score, explanation=why)
+        return found
 
     async def _prepare(self, served: Served, call: Call) -> list[Prepared]:
         """All items rendered and cut, in parts, so that requests take turns."""
@@ -314,7 +325,27 @@ class Service:
         found: list[Prepared] = []
         for start in range(0, len(call.items), ITEMS_PER_PART):
             found += await self.on_renderer(lambda start=start: part(start))
-        return found
+        return served.lane.together(found) if isinstance(served.lane, SetLane) else found
+
+    async def _job(self, job: Callable[[Registry], T]) -> T:
+        """As `on_worker`, for a request that was taken: it is finished while new ones are refused."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            try:
+                result = job(self.registry)
+            except (Exception, SystemExit) as error:
+                _settle(loop, done, None, error)
+            else:
+                _settle(loop, done, result, None)
+
+        queued = Job(run, lambda error: _settle(loop, done, None, error))
+        self.worker.put_job(queued)
+        try:
+            return await done
+        finally:
+            self.worker.drop_job(queued)
 
     async def _queue(
         self, served: Served, options: Options, prepared: Sequence[Prepared]
@@ -379,6 +410,11 @@ def _check_options(options: Options, served: Served) -> None:
     if options.per_layer and not served.info.can_show_layers:
         raise DataError(
             f"{served.info.name} cannot show layers: its head does not add them up. Ask without per_layer"
+        )
+    if options.per_objective and not served.info.objectives:
+        raise DataError(
+            f"{served.info.name} cannot show objectives: it has one score that is no sum over any. Ask "
+            "without per_objective, or a model that retrm fit --method armorm made"
         )
 
 

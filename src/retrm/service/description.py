@@ -63,6 +63,7 @@ class ModelCard(BaseModel):
     calibration: str
     can_show_tokens: bool
     can_show_layers: bool
+    objectives: list[str]
 
 
 class ModelList(BaseModel):

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from retrm.heads.explanation import Explanation
 from retrm.records import Answer
 from retrm.service.rewards import LENGTH_POLICIES, Activation, LengthPolicy
 
@@ -55,12 +56,14 @@ class Options:
             prompt, drop the last tokens of the answer, or leave out.
         per_token: whether the tokens of each answer are wanted, too.
         per_layer: whether what each layer adds at each token is wanted, too.
+        per_objective: whether what each objective adds is wanted, too.
         is_strict: whether doubtful input (two BOS tokens) is refused and not mended with a warning.
     """
 
     length_policy: LengthPolicy = "error"
     per_token: bool = False
     per_layer: bool = False
+    per_objective: bool = False
     is_strict: bool = False
 
 
@@ -109,6 +112,7 @@ class Judged:
         is_unfinished: whether the answer ends without its end-of-turn token; None = not known.
         warnings: what was done to the item on the way, a sentence each.
         tokens: where they were asked for and the scorer has them.
+        explanation: what each objective adds, where it was asked for; its sum is `score`.
     """
 
     score: float | None
@@ -117,6 +121,7 @@ class Judged:
     is_unfinished: bool | None = None
     warnings: tuple[str, ...] = ()
     tokens: JudgedTokens | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,7 @@ class ServedModel:
         calibration: id of what makes `calibrated` of a score.
         can_show_tokens: whether `per_token` is possible.
         can_show_layers: whether `per_layer` is possible.
+        objectives: whose contributions `per_objective` shows; () = it is not possible.
         created: when the head was written, seconds since 1970.
     """
 
@@ -147,6 +153,7 @@ class ServedModel:
     calibration: str = "sigmoid"
     can_show_tokens: bool = False
     can_show_layers: bool = False
+    objectives: tuple[str, ...] = ()
     created: int = 0
 
 

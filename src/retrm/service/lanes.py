@@ -10,7 +10,7 @@ next pass; `judge` runs it, on the one thread that owns the device.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -18,9 +18,9 @@ import numpy as np
 from retrm.backbone.base import Backbone, Rendered, Renderer
 from retrm.backbone.render import fit_to_context
 from retrm.errors import DataError, OverlongError, ScoreError
-from retrm.features.read import read_rendered_together
+from retrm.features.read import choose_first, read_rendered_together
 from retrm.records import Answer
-from retrm.scorers.base import Scorer
+from retrm.scorers.base import Scorer, SetScorer, sets_of
 from retrm.scorers.sequence_classifier import SequenceClassifier
 from retrm.scorers.together import StateScorer
 from retrm.service.items import Item, LengthPolicy, Options, Truncation
@@ -28,8 +28,8 @@ from retrm.service.items import Item, LengthPolicy, Options, Truncation
 ANSWERS_PER_CALL = 64
 """Answers that a scorer without a model of ours gets at a time."""
 
-LEAST_FILL = 0.8
-"""Share of real tokens below which a pass takes no more rows: padding costs as much as text."""
+_PASSES_IN_VIEW = 16
+"""So many passes of waiting text are looked at to fill the next one."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Prepared:
         is_unfinished: whether it ends without an end-of-turn token; None = not known.
         warnings: what was done to it.
         is_skipped: whether it is over-long and left out.
+        together: which items it has to be judged with, equal for all of them and for no others; None =
+            it may be judged alone.
     """
 
     answer: Answer | None = None
@@ -57,6 +59,14 @@ class Prepared:
     is_unfinished: bool | None = None
     warnings: tuple[str, ...] = ()
     is_skipped: bool = False
+    together: "Together | None" = None
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """Items of a request that are compared with one another: as many as `n_items`."""
+
+    n_items: int
 
 
 class Waiting(Protocol):
@@ -104,6 +114,8 @@ def lane_of(scorer: Scorer) -> Lane:
         return StateLane(scorer.backbone)
     if isinstance(scorer, SequenceClassifier):
         return ClassifierLane(scorer)
+    if isinstance(scorer, SetScorer):
+        return SetLane(scorer.name)
     return AnswerLane(scorer.name)
 
 
@@ -162,36 +174,23 @@ class StateLane:
         )
 
     def choose(self, waiting: Sequence[W], tokens_per_batch: int) -> list[W]:
-        """The oldest, then those behind its prompt, then the nearest in length.
-
-        Equal renderings cost nothing. Behind a shared prompt only the answers count, and they may be as
-        many tokens as the prompt itself, which is read anyway. Others are rows as wide as the widest.
-        """
-        first, *others = waiting
-        chosen, seen = [first], _Seen(first)
-        n_tokens = width = first.prepared.n_tokens
-        if self.backbone.shares_prompts:
-            family, others = _parted(others, first)
-            room = max(tokens_per_batch, 2 * n_tokens)
-            for one in family:
-                cost = 0 if one in seen else _rendered(one).n_response
-                if n_tokens + cost <= room:
-                    chosen.append(one)
-                    seen.add(one)
-                    n_tokens += cost
-            width = n_tokens
-        n_rows = 1
-        for one in sorted(others, key=lambda other: abs(other.prepared.n_tokens - width)):
-            if one in seen:
-                chosen.append(one)
-                continue
-            total, wide = n_tokens + one.prepared.n_tokens, max(width, one.prepared.n_tokens)
-            if (n_rows + 1) * wide > tokens_per_batch or total < LEAST_FILL * (n_rows + 1) * wide:
-                continue
-            chosen.append(one)
-            seen.add(one)
-            n_rows, n_tokens, width = n_rows + 1, total, wide
-        return chosen
+        """The pass that an offline reading would make around the oldest; equal texts cost nothing."""
+        texts: dict[Rendered, list[W]] = {}
+        n_tokens, prompts = 0, set()
+        for one in waiting:
+            if n_tokens > _PASSES_IN_VIEW * tokens_per_batch:
+                break
+            texts.setdefault(_rendered(one), []).append(one)
+            n_tokens += _rendered(one).n_response
+            if one.prepared.prompt_mark not in prompts:
+                prompts.add(one.prepared.prompt_mark)
+                n_tokens += _rendered(one).start
+        reducers = {id(one.scorer): one.scorer.reducer for found in texts.values() for one in found}  # type: ignore[attr-defined]
+        order = list(texts)
+        near = choose_first(
+            self.backbone, order, reducers.values(), tokens_per_batch=tokens_per_batch
+        )
+        return [one for i in sorted(near) for one in texts[order[i]]]
 
     def judge(self, chosen: Sequence[Waiting], tokens_per_batch: int) -> list[float]:
         """One reading of the different texts; each head scores those that it was asked about."""
@@ -248,8 +247,13 @@ class ClassifierLane:
     def choose(self, waiting: Sequence[W], tokens_per_batch: int) -> list[W]:
         """The oldest, and whoever asks about the same text."""
         del tokens_per_batch
-        seen = _Seen(waiting[0])
-        return [one for one in waiting if one in seen]
+        text = waiting[0].prepared
+        # The mark first: comparing long texts that are alike at the beginning takes a while.
+        return [
+            one
+            for one in waiting
+            if one.prepared.mark == text.mark and _rendered(one) == text.rendered
+        ]
 
     def judge(self, chosen: Sequence[Waiting], tokens_per_batch: int) -> list[float]:
         """See `Lane`."""
@@ -290,6 +294,45 @@ class AnswerLane:
             # An assignment by position would give answers the scores of others.
             raise ScoreError(f"{self.name} gave {scores.shape} scores for {len(answers)} answers")
         return [float(score) for score in scores]
+
+
+class SetLane(AnswerLane):
+    """A scorer that compares candidates: the items of a request are judged together, and with no others."""
+
+    def together(self, prepared: Sequence[Prepared]) -> list[Prepared]:
+        """The items of one request, marked as such.
+
+        Raises:
+            DataError: no prompt has two candidates.
+        """
+        answers = [one.answer for one in prepared if one.answer is not None]
+        if all(len(rows) < 2 for rows in sets_of(answers)):
+            raise DataError(
+                f"{self.name} compares the candidates of a prompt, and the request has one of each; "
+                "expected two or more. Send the candidates of a prompt in one request"
+            )
+        mark = Together(len(prepared))
+        return [replace(one, together=mark) for one in prepared]
+
+    def choose(self, waiting: Sequence[W], tokens_per_batch: int) -> list[W]:
+        """All items of the oldest request."""
+        del tokens_per_batch
+        mark = waiting[0].prepared.together
+        return [one for one in waiting if one.prepared.together is mark]
+
+    def judge(self, chosen: Sequence[Waiting], tokens_per_batch: int) -> list[float]:
+        """One call of the scorer.
+
+        Raises:
+            ScoreError: not all items of the request are there, so that scores would mean something else.
+        """
+        mark = chosen[0].prepared.together
+        if mark is None or mark.n_items != len(chosen):
+            raise ScoreError(
+                f"{self.name} could not compare the candidates of this request with one another; the "
+                "log of the server says why"
+            )
+        return super().judge(chosen, tokens_per_batch)
 
 
 def fitted(
@@ -375,26 +418,3 @@ def _rendered(one: Waiting) -> Rendered:
     rendered = one.prepared.rendered
     assert rendered is not None, "prepared by this lane"
     return rendered
-
-
-class _Seen:
-    """Texts of items; hashing a long one again for every question would cost more than the passes."""
-
-    def __init__(self, first: Waiting) -> None:
-        self._texts: dict[int, Rendered] = {}
-        self.add(first)
-
-    def add(self, one: Waiting) -> None:
-        self._texts[one.prepared.mark] = _rendered(one)
-
-    def __contains__(self, one: Waiting) -> bool:
-        return self._texts.get(one.prepared.mark) == one.prepared.rendered
-
-
-def _parted(others: Sequence[W], first: W) -> tuple[list[W], list[W]]:
-    """Those behind the prompt of `first`, and the rest."""
-    family, rest = [], []
-    for one in others:
-        is_near = one.prepared.prompt_mark == first.prepared.prompt_mark
-        (family if is_near else rest).append(one)
-    return family, rest

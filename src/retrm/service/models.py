@@ -7,6 +7,7 @@ ago.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +139,14 @@ def open_registry(
         raise RecipeError(
             f"two models are called {twice!r}; expected names of their own. Write NAME=DIR for one of them"
         )
-    opened = open_scorers([spec for _, spec in asked], model=model, device=device, engine=engine)
+    specs = [spec for _, spec in asked]
+    with ThreadPoolExecutor(1, thread_name_prefix="retrm-open") as briefly:
+        # OpenMP keeps a team for every thread that has computed. With two of them it takes the cores for
+        # scarce and puts threads to sleep at each barrier: passes took a quarter longer on two cores. The
+        # team of a thread that has ended is gone, so the device's thread will have the only one.
+        opened = briefly.submit(
+            lambda: open_scorers(specs, model=model, device=device, engine=engine)
+        ).result()
     return Registry.of(
         {name: opened[shown_spec(spec)] for name, spec in asked},
         created={name: _created(spec) for name, spec in asked},
@@ -182,5 +190,6 @@ def _info(name: str, scorer: Scorer, lane: Lane, *, created: int) -> ServedModel
         dtype=str(backbone.dtype).removeprefix("torch.") if backbone is not None else "",
         can_show_tokens=is_ours and scorer.shows_tokens,
         can_show_layers=is_ours and bool(scorer.added_layers),
+        objectives=scorer.objectives if is_ours else (),
         created=created,
     )

@@ -286,6 +286,7 @@ def options_of(
     per_token: bool = False,
     per_layer: bool = False,
     tools: Sequence[Mapping[str, Any]] = (),
+    per_objective: bool = False,
 ) -> dict[str, Any]:
     """The options of a request.
 
@@ -300,7 +301,12 @@ def options_of(
         raise RecipeError(
             f"unknown length_policy {length_policy!r}. {did_you_mean(length_policy, LENGTH_POLICIES)}"
         )
-    wanted = {"per_token": per_token, "per_layer": per_layer, "tools": [dict(t) for t in tools]}
+    wanted = {
+        "per_token": per_token,
+        "per_layer": per_layer,
+        "per_objective": per_objective,
+        "tools": [dict(t) for t in tools],
+    }
     asked = {name: value for name, value in wanted.items() if value}
     return {"activation": activation, "length_policy": length_policy, **asked}
 

@@ -41,6 +41,29 @@ class RewardToken:
 
 
 @dataclass(frozen=True)
+class RewardObjective:
+    """What one objective adds to the score of an answer.
+
+    Attributes:
+        name: of it.
+        score: r, what it gives the answer.
+        adjusted: r', the same without what verbosity explains of it.
+        gate: the weight that the prompt gives it.
+        contribution: gate times `adjusted`; all of an answer sum to its score (`math.fsum`).
+        coefficient: the weight of `score` instead.
+        as_rated: `score` in the numbers that raters give; None = not known.
+    """
+
+    name: str
+    score: float
+    adjusted: float
+    gate: float
+    contribution: float
+    coefficient: float
+    as_rated: float | None = None
+
+
+@dataclass(frozen=True)
 class Reward:
     """What a reward model says of one answer.
 
@@ -57,6 +80,7 @@ class Reward:
         tokens: the judged tokens where they were asked for, else None.
         layers: the layers of `layer_scores`, ascending.
         layer_scores: what each layer adds at each judged token, where it was asked for, else None.
+        objectives: what each objective adds, where it was asked for, else None.
         model: the served name of the model.
         head_id: two models with the same one give the same scores; "" = not told.
         backbone: the language model that was read; "" = not told, or none.
@@ -74,6 +98,7 @@ class Reward:
     tokens: tuple[RewardToken, ...] | None = None
     layers: tuple[int, ...] = ()
     layer_scores: tuple[tuple[float, ...], ...] | None = None
+    objectives: tuple[RewardObjective, ...] | None = None
     model: str = ""
     head_id: str = ""
     backbone: str = ""
@@ -226,6 +251,7 @@ def _reward(found: Json, activation: str, model: str, shared: tuple[str, ...]) -
         tokens=_tokens(found),
         layers=tuple(int(layer) for layer in found.get("layers") or ()),
         layer_scores=None if rows is None else tuple(tuple(map(float, row)) for row in rows),
+        objectives=_objectives(found, score),
         model=model,
         head_id=str(found.get("head_id") or ""),
         backbone=str(found.get("backbone") or ""),
@@ -247,6 +273,27 @@ def _tokens(found: Json) -> tuple[RewardToken, ...] | None:
         )
         for one in _list(found, "token_scores")
     )
+
+
+def _objectives(found: Json, score: float | None) -> tuple[RewardObjective, ...] | None:
+    if found.get("objectives") is None:
+        return None
+    parts = tuple(
+        RewardObjective(
+            name=_text(one, "name"),
+            score=_number(one, "score"),
+            adjusted=_number(one, "adjusted"),
+            gate=_number(one, "gate"),
+            contribution=_number(one, "contribution"),
+            coefficient=_number(one, "coefficient"),
+            as_rated=_optional(one, "as_rated"),
+        )
+        for one in _list(found, "objectives")
+    )
+    total = math.fsum(one.contribution for one in parts)
+    if total != score:
+        raise _Nonsense(f"objectives that add up to {total} beside score {score}")
+    return parts
 
 
 def _field(found: Json, name: str) -> Json:

@@ -5,7 +5,6 @@ On SIGTERM or SIGINT the server refuses new requests with 503 (they are sent aga
 ends at once.
 """
 
-import asyncio
 import ipaddress
 import socket
 import time
@@ -104,4 +103,4 @@ def is_loopback(bound: socket.socket) -> bool:
 def run(app: ASGIApp, service: Service, bound: socket.socket) -> None:
     """Serve until a signal comes."""
     bound.listen(_BACKLOG)
-    asyncio.run(DrainingServer(app, service).serve(sockets=[bound]))
+    DrainingServer(app, service).run(sockets=[bound])

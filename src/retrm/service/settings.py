@@ -29,7 +29,7 @@ class ServiceSettings:
     """
 
     tokens_per_batch: int = TOKENS_PER_BATCH
-    window_ms: float = 2.0
+    window_ms: float = 5.0
     max_items: int = 1024
     max_tokens: int = 1 << 20
     max_body_bytes: int = 16 << 20

@@ -7,10 +7,6 @@ A tie is half a win to each side. Everything is written for (R, M, M) matrices, 
 intervals cost a few solves of M x M systems each. Covariances are inverse Fisher information.
 Sources: Bradley & Terry 1952; agreement by confidence and the Brier score of the order after Li et al.
 2024, arXiv 2406.11939, section 3.
-
->>> wins = np.array([[[0, 3, 4], [1, 0, 3], [0, 1, 0]]], dtype=float)
->>> np.argsort(-ratings(wins)[0][0]).tolist()
-[0, 1, 2]
 """
 
 import math
@@ -20,10 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from retrm.data.split import prompt_codes
+from retrm.metrics.bradley_terry import ratings
 
-_PRIOR = 1e-4
-_STEPS = 50
-_LONGEST_STEP = 2.0
 _CLOSE = 1e-12
 _CELLS = 2_000_000
 # Half-width of a 95 % normal interval in standard errors.
@@ -115,40 +109,6 @@ class ModelVotes:
         wins[:, self.first, self.second] = won
         wins[:, self.second, self.first] = total - won
         return wins
-
-
-def ratings(wins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bradley-Terry ratings with their covariance.
-
-    Args:
-        wins: (R, M, M), [i, j] = how often i beat j, ties one half; 0 on the diagonal.
-
-    Returns:
-        (R, M) ratings in nats that add up to 0, and (R, M, M) covariances.
-    """
-    n_models = wins.shape[1]
-    played, won = wins + wins.transpose(0, 2, 1), wins.sum(axis=2)
-    eye = np.eye(n_models)
-    level = np.full((n_models, n_models), 1 / n_models)
-    values = np.zeros(wins.shape[:2])
-    for _ in range(_STEPS):
-        chance, curvature = _odds(values, played, eye)
-        slope = won - (played * chance).sum(axis=2) - _PRIOR * values
-        step = np.linalg.solve(curvature + level, slope[..., None])[..., 0]
-        # Far from the top a Newton step overshoots, first of all for a model that wins everything.
-        longest = np.abs(step).max(axis=1, keepdims=True)
-        values = values + step * np.minimum(1.0, _LONGEST_STEP / np.maximum(longest, _CLOSE))
-        if longest.max() < _CLOSE:
-            break
-    _, curvature = _odds(values, played, eye)
-    return values, np.linalg.inv(curvature + level) - level
-
-
-def _odds(values: np.ndarray, played: np.ndarray, eye: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(R, M, M) chances to win, and the information matrix with the prior."""
-    chance = 1 / (1 + np.exp(values[:, None, :] - values[:, :, None]))
-    weight = played * chance * (1 - chance)
-    return chance, eye * (weight.sum(axis=2)[..., None] + _PRIOR) - weight
 
 
 def spearman(human: np.ndarray, judged: np.ndarray) -> np.ndarray:

@@ -85,6 +85,18 @@ class TokenScore(BaseModel):
     running: float
 
 
+class ObjectivePart(BaseModel):
+    """What one objective adds to a score; the contributions of all sum to it."""
+
+    name: str
+    score: float
+    adjusted: float
+    gate: float
+    contribution: float
+    coefficient: float
+    as_rated: float | None
+
+
 class Cut(BaseModel):
     """What an item lost."""
 
@@ -108,6 +120,7 @@ class Result(BaseModel):
     token_scores: list[TokenScore] | None
     layers: list[int] | None
     layer_scores: list[list[float]] | None
+    objectives: list[ObjectivePart] | None
     head_id: str
     backbone: str
     template_fingerprint: str
@@ -177,14 +190,11 @@ def _read_reward(body: RewardBody, _: Query) -> Call:
         length_policy=body.length_policy,
         per_token=body.per_token or body.per_layer,
         per_layer=body.per_layer,
+        per_objective=body.per_objective,
         is_strict=True,
     )
-    noted = ("`per_objective`: the model has one score and no objectives",)
     return Call(
-        model=body.model,
-        items=_items(body),
-        options=options,
-        warnings=(*unknown_fields(body), *(noted if body.per_objective else ())),
+        model=body.model, items=_items(body), options=options, warnings=unknown_fields(body)
     )
 
 
@@ -342,6 +352,7 @@ def _result(index: int, one: Judged, body: RewardBody, answered: Answered) -> di
         "token_scores": _tokens(tokens) if tokens is not None and body.per_token else None,
         "layers": list(tokens.layers) if has_layers else None,
         "layer_scores": np.asarray(tokens.by_layer).tolist() if has_layers else None,
+        "objectives": None if one.explanation is None else one.explanation.rows(),
         "head_id": model.head_id,
         "backbone": model.backbone,
         "template_fingerprint": model.template_fingerprint,

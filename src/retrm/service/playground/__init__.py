@@ -12,6 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 from retrm.page_style import (
+    BAR_STYLE,
     HEAT_COLOURS,
     HEAT_LEVELS,
     HEAT_REACH_QUANTILE,
@@ -26,7 +27,7 @@ MOST_ANSWERS = 16
 MOST_NEW_TOKENS = 256
 """Of one drawn answer."""
 
-SCRIPTS = ("parts", "server", "link", "heat", "running", "layers", "answers", "page")
+SCRIPTS = ("parts", "server", "link", "heat", "running", "layers", "objectives", "answers", "page")
 """Files of the script, in the order in which they are joined; one concept each."""
 
 
@@ -37,7 +38,7 @@ def page(*, has_sampling: bool = True) -> str:
     Args:
         has_sampling: whether answers can be drawn on this server; else the page does not offer it.
     """
-    style = STYLE + heat_style() + _text("page.css")
+    style = STYLE + heat_style() + BAR_STYLE + _text("page.css")
     facts = {
         "levels": HEAT_LEVELS,
         "quantile": HEAT_REACH_QUANTILE,

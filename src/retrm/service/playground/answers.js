@@ -15,6 +15,7 @@ class Card {
       make("span", { class: "figure", "aria-label": "score" },
         result.score === null ? "left out" : figure(result.score))));
     this.node.append(this.bar(), ...this.remarks());
+    if (result.objectives) this.node.append(objectiveBars(result, column.objectives));
     if (!this.tokens?.length) {
       this.node.append(make("p", { class: "tokens" }, column.texts[result.index] ?? ""));
       return;
@@ -111,8 +112,8 @@ class Card {
 
 /** One reward model's ranking. */
 class Column {
-  /** `onSelect(card, i)` hears of the token that is pointed at. */
-  constructor(model, reply, texts, onSelect) {
+  /** `onSelect(card, i)` hears of the token that is pointed at, `onChoose` of two answers to compare. */
+  constructor(model, reply, texts, onSelect, onChoose) {
     this.texts = texts;
     this.onSelect = onSelect;
     this.model = model;
@@ -125,6 +126,7 @@ class Column {
     this.results = results;
     this.range = rangeOf(results);
     this.layerScale = new LayerScale(results);
+    this.objectives = new Objectives(results);
     this.isOfOneToken = isOfOneToken(results);
     this.cards = this.ranked.map((result, i) => new Card(result, i + 1, this));
     this.legend = make("div");
@@ -136,6 +138,10 @@ class Column {
     this.node = make("section", { class: "column", "aria-label": `Reward model ${model.id}` },
       make("h3", {}, model.id), make("p", { class: "muted" }, facts), ...notes, this.legend,
       make("ol", { class: "ranking" }, ...this.cards.map((card) => card.node)));
+    if (results.filter((r) => r.objectives).length > 1) {
+      this.beside = new SideBySide(results, this.ranked, model.id, onChoose);
+      this.node.append(this.beside.node);
+    }
   }
 
   paint(view) {

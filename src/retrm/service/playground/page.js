@@ -27,7 +27,7 @@ const EXAMPLES = [
   },
 ];
 
-const page = { models: [], columns: [], asked: null, run: 0, example: 0 };
+const page = { models: [], columns: [], asked: null, run: 0, example: 0, pair: null };
 
 // ---- the form
 
@@ -79,6 +79,7 @@ function currentState() {
     prompt: $("prompt").value, answers: answerTexts(),
     models: [$("model-1").value, $("model-2").value].filter(Boolean),
     view: view(), layers: $("layers").checked, policy: $("policy").value,
+    ...(page.pair ? { pair: page.pair } : {}),
   };
 }
 
@@ -91,6 +92,7 @@ function restore(state) {
   const wanted = document.querySelector(`input[name=view][value="${CSS.escape(String(state.view))}"]`);
   (wanted ?? document.querySelector("input[name=view]")).checked = true;
   $("layers").checked = state.layers === true;
+  page.pair = Array.isArray(state.pair) && state.pair.length === 2 ? state.pair : null;
   const missing = [one, two].filter((name) => name && !page.models.some((m) => m.id === name));
   return missing.length ? `This server has no model ${listed(missing.map(String))}. ` : "";
 }
@@ -117,6 +119,7 @@ async function judge(model, prompt, candidates, signal) {
   const body = { model: model.id, prompt, candidates, length_policy: $("policy").value,
     per_token: model.can_show_tokens !== false };
   if ($("layers").checked && model.can_show_layers) body.per_layer = true;
+  if (model.objectives?.length) body.per_objective = true;
   try {
     return await ask("/v1/reward", { body, signal });
   } catch (error) {
@@ -168,7 +171,8 @@ function told(models, nLeft) {
 }
 
 function show(models, replies, texts) {
-  page.columns = models.map((model, i) => new Column(model, replies[i], texts, follow));
+  page.columns = models.map((model, i) => new Column(model, replies[i], texts, follow, compare));
+  if (page.pair) for (const column of page.columns) column.beside?.choose(page.pair);
   $("main").classList.toggle("two", page.columns.length > 1);
   $("columns").replaceChildren(...page.columns.map((column) => column.node));
   $("agreement").textContent = page.columns.length > 1 ? agreement(...page.columns) : "";
@@ -186,6 +190,13 @@ function follow(card, i) {
     const isSame = twin?.tokens?.length === card.tokens.length && twin.tokens[i].text === card.tokens[i].text;
     if (twin !== card && isSame) twin.mark(i);
   }
+}
+
+/** The same two answers for both models, and in the link. */
+function compare(pair) {
+  page.pair = pair;
+  for (const column of page.columns) column.beside?.choose(pair);
+  remember();
 }
 
 function paint() {
@@ -336,6 +347,7 @@ function listen() {
   });
   $("add").addEventListener("click", () => addAnswer().focus());
   $("example").addEventListener("click", () => {
+    page.pair = null;
     fill(EXAMPLES[page.example++ % EXAMPLES.length]);
     score();
   });
