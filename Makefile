@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A file stays in one process: its tests share what was made for them.
+IN_TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-fast check fix clean rollouts bench
 
@@ -23,11 +25,11 @@ demo: setup      ## the main job on real answers: read once, fit five heads, com
 	$(BIN)/python recipes/demo/run.py
 
 test: setup      ## the whole test suite
-	@echo 'the whole suite takes about eight minutes on two cores; make test-fast leaves out the slow tests'
-	$(BIN)/python -m pytest
+	@echo 'the whole suite, in two processes; make test-fast leaves out the slow tests'
+	$(BIN)/python -m pytest $(IN_TWO)
 
 test-fast: setup ## without the tests that need the real model or take long
-	$(BIN)/python -m pytest -m "not slow" tests/unit tests/contracts tests/properties
+	$(BIN)/python -m pytest $(IN_TWO) -m "not slow" tests/unit tests/contracts tests/properties
 
 check: setup     ## format, lint, import directions
 	$(BIN)/ruff format --check .

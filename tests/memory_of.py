@@ -1,12 +1,14 @@
-"""Run in a process of its own: read or fit N answers and print the peak of its memory, in bytes.
+"""Run as a script: read or fit N answers, each time in a fork of its own, and print the peaks of memory.
 
-    python memory_of.py read|hold|fill|fit|fit-held FOLDER N_ANSWERS
+    python memory_of.py '[["read" | "hold" | "fill" | "fit" | "fit-held", FOLDER, N_ANSWERS], ...]'
 
-`fill` makes the store that `fit` and `fit-held` fit from. `hold` and `fit-held` are what a reading and a
-fit must not do: keep all features in memory.
+One line of JSON a fork, in bytes. The parent has only imported, so that all forks begin alike. `fill`
+makes the store that `fit` and `fit-held` fit from. `hold` and `fit-held` are what a reading and a fit must
+not do: keep all features in memory.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -97,10 +99,20 @@ def peak_bytes() -> int:
 MODES = {"read": reading, "hold": reading, "fit": fitting, "fit-held": fitting}
 
 
+def print_peak(mode: str, folder: str, n: int) -> None:
+    """In a fork: its peak begins with what the parent holds."""
+    budget = fill(folder, n) if mode == "fill" else MODES[mode](mode, folder, n)
+    print(json.dumps({"peak": peak_bytes(), "budget": budget}), flush=True)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     shards.SHARD_BYTES = estimate.SHARD_BYTES = SHARD_BYTES
     design.RESIDENT_BYTES = SHARD_BYTES
-    mode, folder, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    budget = fill(folder, n) if mode == "fill" else MODES[mode](mode, folder, n)
-    print(json.dumps({"peak": peak_bytes(), "budget": budget}))
+    for step in json.loads(sys.argv[1]):
+        child = os.fork()
+        if child == 0:
+            print_peak(*step)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == 0, f"{step} ended with {status}"

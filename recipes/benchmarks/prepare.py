@@ -77,14 +77,24 @@ def write_list(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     print(f"{path}: {len(rows):,} rows")
 
 
-def _in_folder(root: Path, name: str) -> Path:
+def folder_in(root: Path, name: str) -> Path:
+    """A set below the folder of public files.
+
+    Raises:
+        DataError: it is not there.
+    """
     path = root / name
     if not path.exists():
         raise DataError(f"{path} does not exist; expected the set's own files there. See README.md")
     return path
 
 
-def _file(root: Path, name: str) -> Path:
+def file_in(root: Path, name: str) -> Path:
+    """A file of a set, packed or not.
+
+    Raises:
+        DataError: it is not there.
+    """
     for ending in ("", ".gz"):
         if (path := root / f"{name}{ending}").is_file():
             return path
@@ -97,8 +107,8 @@ def _file(root: Path, name: str) -> Path:
 def gsm(public: Path, output: Path, args: argparse.Namespace) -> None:
     """Answers of models to GSM8K questions, questions on one side only."""
     audit = _audit_recipe()
-    gold = list(read_records(_file(_in_folder(public, "gsm8k"), "test.jsonl")))
-    replies = audit.read_models(_in_folder(public, "zeroeval") / "gsm", gold)
+    gold = list(read_records(file_in(folder_in(public, "gsm8k"), "test.jsonl")))
+    replies = audit.read_models(folder_in(public, "zeroeval") / "gsm", gold)
     counts: Counter[str] = Counter({"replies": len(replies)})
     weak = set(audit.weakest(replies, args.generators))
 
@@ -126,7 +136,7 @@ def gsm(public: Path, output: Path, args: argparse.Namespace) -> None:
     counts["test questions with right and wrong answers"] = len(mixed)
     drawn = random.Random(args.seed).sample(mixed, min(args.test_questions, len(mixed)))
     write_rows(output / "gsm_test.jsonl", (_rollout(groups[p]) for p in sorted(drawn)))
-    _report(counts)
+    report(counts)
 
 
 def _rollout(replies: Sequence[Any]) -> dict[str, Any]:
@@ -144,14 +154,14 @@ def _rollout(replies: Sequence[Any]) -> dict[str, Any]:
 
 def rmb(public: Path, output: Path, args: argparse.Namespace) -> None:
     """RMB by conversation: helpful pairs to fit on, everything of the other half to measure on."""
-    root = _in_folder(public, "rmb")
+    root = folder_in(public, "rmb")
     source = open_source(root, pattern=RMB.pattern, name="rmb")
     counts: Counter[str] = Counter()
     fit: list[dict[str, Any]] = []
     seen: set[tuple[str, ...]] = set()
     for part in source.parts:
         records = list(part.records)
-        test = [r for r in records if not in_first_half(_first_turn(r))]
+        test = [r for r in records if not in_first_half(first_turn(r))]
         if args.one_each:
             test = _one_each(test, part.folder.split("/")[:2], seen, args.seed)
         if test:
@@ -160,13 +170,13 @@ def rmb(public: Path, output: Path, args: argparse.Namespace) -> None:
             )
         is_helpful_pair = part.folder.startswith("Pairwise_set") and "Helpfulness" in part.folder
         if is_helpful_pair:
-            others = [r for r in records if in_first_half(_first_turn(r))]
-            fit += _pairs(others, part, args.max_characters, counts)
+            others = [r for r in records if in_first_half(first_turn(r))]
+            fit += pair_rows(others, part, args.max_characters, counts)
     rng = random.Random(args.seed)
     chosen = rng.sample(fit, min(args.pairs, len(fit)))
     counts["pairs to fit on"] = len(fit)
     write_rows(output / "rmb_fit.jsonl", sorted(chosen, key=lambda row: row["pair_id"]))
-    _report(counts)
+    report(counts)
 
 
 def _one_each(
@@ -188,14 +198,16 @@ def _one_each(
     return kept
 
 
-def _first_turn(record: Record) -> str:
+def first_turn(record: Record) -> str:
+    """What opens the conversation of a record of RMB."""
     turns = record.fields.get("conversation_input") or [{}]
     return str(turns[0].get("content", ""))
 
 
-def _pairs(
+def pair_rows(
     records: Sequence[Record], part: Part, longest: int, counts: Counter[str]
 ) -> list[dict[str, Any]]:
+    """Pairs of a part of RMB as records; those with an over-long answer or equal texts are counted."""
     if not records:
         return []
     data = RMB().read(Source("rmb", (Part(part.name, part.folder, tuple(records)),)))
@@ -220,7 +232,7 @@ def _pairs(
 
 def hh(public: Path, output: Path, args: argparse.Namespace) -> None:
     """HH-RLHF harmless by first user turn."""
-    records = list(read_records(_file(_in_folder(public, "hh"), "test.jsonl")))
+    records = list(read_records(file_in(folder_in(public, "hh"), "test.jsonl")))
     halves: dict[bool, list[Record]] = {True: [], False: []}
     counts: Counter[str] = Counter({"HH pairs": len(records)})
     for record in records:
@@ -236,7 +248,7 @@ def hh(public: Path, output: Path, args: argparse.Namespace) -> None:
     ) - len(fit)
     write_rows(output / "hh_fit.jsonl", (r.fields for r in fit))
     write_rows(output / "hh_test.jsonl", (r.fields for r in halves[False]))
-    _report(counts)
+    report(counts)
 
 
 # ----------------------------------------------------------------------------------- programs
@@ -244,10 +256,10 @@ def hh(public: Path, output: Path, args: argparse.Namespace) -> None:
 
 def humaneval(public: Path, output: Path, args: argparse.Namespace) -> None:
     """Problems drawn without a look at their samples, which are in the order of the file."""
-    root = _in_folder(public, "codet_humaneval")
-    problems = read_records(_file(root / "dataset", f"{HUMANEVAL_PROBLEMS}.jsonl"))
+    root = folder_in(public, "codet_humaneval")
+    problems = read_records(file_in(root / "dataset", f"{HUMANEVAL_PROBLEMS}.jsonl"))
     ids = {str(record.fields["prompt"]): str(record.fields["task_id"]) for record in problems}
-    samples = list(read_records(_file(root / "generated_data", f"{HUMANEVAL_SAMPLES}.jsonl")))
+    samples = list(read_records(file_in(root / "generated_data", f"{HUMANEVAL_SAMPLES}.jsonl")))
     rows = []
     for record in samples:
         prompt = str(record.fields["prompt"])
@@ -256,10 +268,11 @@ def humaneval(public: Path, output: Path, args: argparse.Namespace) -> None:
         rows.append({"task_id": ids[prompt], **record.fields})
     drawn = random.Random(args.seed).sample(range(len(rows)), min(args.problems, len(rows)))
     write_rows(output / "humaneval_samples.jsonl", (rows[i] for i in sorted(drawn)))
-    _report(Counter({"problems of HumanEval with samples": len(rows)}))
+    report(Counter({"problems of HumanEval with samples": len(rows)}))
 
 
-def _report(counts: Counter[str]) -> None:
+def report(counts: Counter[str]) -> None:
+    """Print what was counted, zeros left out."""
     for reason, number in counts.items():
         if number:
             print(f"  {number:7,}  {reason}")

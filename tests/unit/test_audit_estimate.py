@@ -18,7 +18,7 @@ from retrm.audit.run import audit
 from retrm.backbone.fake import FakeBackbone
 from retrm.errors import BackboneError, DataError, StoreError
 from retrm.features.estimate import TRIAL_TOKENS
-from retrm.fitting.fit import FittedHead, fit_head
+from retrm.fitting.fit import FittedHead
 from retrm.fitting.ridge import choose_ridge
 
 LAST = replace(PLAN, poolings=("last", "mean"))
@@ -41,10 +41,8 @@ def made(monkeypatch):
     def head(method, features, *args, **options):
         kind = "gated" if method.name == "elhsr" else "logistic"
         counts[kind][features.values.shape[1]] += 1
-        # Gradient steps take long and change nothing of the count.
-        return FittedHead(Flat(), "", {}) if kind == "gated" else fit_head(
-            method, features, *args, **options
-        )  # fmt: skip
+        # What is found takes long and changes nothing of the count.
+        return FittedHead(Flat(), "", {"lam_is_at_end": False})
 
     monkeypatch.setattr("retrm.audit.probes.choose_ridge", ridge)
     monkeypatch.setattr("retrm.audit.descriptions.choose_ridge", ridge)

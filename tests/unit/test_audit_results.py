@@ -4,7 +4,7 @@ import importlib
 import json
 import math
 import re
-import subprocess
+import runpy
 import sys
 import tomllib
 from dataclasses import replace
@@ -65,11 +65,13 @@ def results(tmp_path, audits) -> Path:
 
 
 @pytest.mark.parametrize("script", ["make_tables.py", "make_audit_results.py"])
-def test_the_generated_tables_are_those_of_the_committed_files(script):
-    command = [sys.executable, str(DOCS / script), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.mark.usefixtures("scripts")
+def test_the_generated_tables_are_those_of_the_committed_files(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--check"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(DOCS / script), run_name="__main__")
 
-    assert done.returncode == 0, done.stderr
+    assert ended.value.code == 0, capsys.readouterr().err
 
 
 def test_a_changed_table_is_found_and_mended(scripts, tmp_path, monkeypatch, capsys):

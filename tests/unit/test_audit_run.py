@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -35,7 +36,18 @@ from retrm.errors import (
     StoreError,
 )
 from retrm.files import check_writable
+from retrm.fitting.convex import choose_lambda
 from retrm.records import Answer, Pair
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_strengths():
+    """Three penalties of nine to choose from: what is chosen is no matter here, and a third of the time."""
+    few = partial(choose_lambda, grid=(1e-1, 1e1, 1e3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("retrm.fitting.fit.choose_lambda", few)
+        yield
+
 
 # ---------------------------------------------------------------- the audit itself, checked
 
@@ -79,7 +91,8 @@ def test_a_signal_in_a_random_subspace_is_no_claim_for_the_tail(where, seed):
     assert 0.025 < contrast(tables, "primary").rank_p < 1 - 0.025
 
 
-def test_labels_that_the_states_know_nothing_of_are_no_claim():
+def test_labels_that_the_states_know_nothing_of_are_no_claim(monkeypatch):
+    monkeypatch.setattr("retrm.fitting.fit.choose_lambda", choose_lambda)  # of all nine penalties
     tables = planted("nowhere", n_prompts=80).audit(tiny_plan(n_primary_draws=19))
 
     assert answers_to(tables, "specificity") <= {"undecided", "no better than random"}

@@ -1,5 +1,6 @@
 """Answers from a remote engine arrive in order, and faults are told or survived."""
 
+import threading
 import time
 from email.utils import formatdate
 
@@ -96,6 +97,29 @@ def test_a_caller_who_stops_early_leaves_most_requests_unsent():
         time.sleep(0.05)
         # One batch ahead of 4 x concurrency and what was just under way.
         assert len(running.requests) <= 12
+
+
+def test_a_caller_who_stops_early_waits_for_no_thread_whose_request_is_not_answered():
+    answering = threading.Event()
+
+    def first_only(number: int, body: dict) -> Reply:
+        if number:
+            answering.wait(60)
+        return echo(number, body)
+
+    with engine(first_only) as running:
+        stream = sample_endpoint(running.url, "m", prompts(8), concurrency=3, timeout_s=60)
+        next(stream)
+        asking = [t for t in threading.enumerate() if t.name.startswith("retrm-endpoint")]
+        stream.close()
+        for thread in asking:
+            thread.join(20)
+        left = [thread.name for thread in asking if thread.is_alive()]
+        answering.set()
+
+    # The engine was silent all the time, and the time-out is far away: Python's end would wait for these.
+    assert len(asking) == 3
+    assert left == []
 
 
 def test_requests_are_made_as_they_are_sent():

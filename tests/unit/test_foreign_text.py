@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from jinja2 import TemplateError
 from tiny import tiny_tokenizer
 
+from retrm.backbone.answer_border import MIN_OVERLAP, overlap
 from retrm.backbone.fake import BOS, END, FakeRenderer
-from retrm.backbone.foreign_text import MIN_OVERLAP, _overlap, read_ids, read_text, read_whole
+from retrm.backbone.foreign_text import read_ids, read_text, read_whole
 from retrm.backbone.render import ChatRenderer
 from retrm.errors import RenderError
 from retrm.records import Answer, Message, Prompt
@@ -496,7 +497,7 @@ def test_the_overlap_is_the_longest_beginning_that_ends_the_prompt(text, prompt)
     sizes = range(min(len(text), len(prompt)) + 1)
     plain = max(k for k in sizes if text[:k] == prompt[len(prompt) - k :])
 
-    assert _overlap(text, prompt) == plain
+    assert overlap(text, prompt) == plain
 
 
 def test_a_short_overlap_without_an_opening_is_no_prompt():

@@ -12,7 +12,7 @@ from retrm.errors import FitError, LabelError, RecipeError
 from retrm.features.reduce import Features
 from retrm.fitting import mean_head
 from retrm.fitting.convex import PairTargets, RowTargets, fit_linear
-from retrm.fitting.fit import check_fit, check_methods
+from retrm.fitting.fit import check_fit, check_methods, fit_head
 from retrm.fitting.gradient import check_start_targets, fit_gradient, split_rows
 from retrm.fitting.mean_head import AnswerMoments, check_mean, fit_mean, supervision_of
 from retrm.fitting.targets import Targets, loss_value
@@ -276,3 +276,26 @@ def test_an_unknown_start_names_the_known_ones():
 
 def test_the_presets_start_as_published():
     assert {m.gradient.start for m in METHODS.values()} == {"random"}
+
+
+def test_answers_that_stand_in_no_pair_take_no_part_in_a_fit_of_pairs():
+    # Rows 1 and 4 stand in no pair, as answers that are rated only.
+    targets = targets_of(torch.full((6,), torch.nan), pairs=[(5, 0), (2, 3)])
+    rows, pairs = supervision_of(targets, "bradley_terry")
+
+    assert rows.tolist() == [0, 2, 3, 5]
+    assert rows[torch.from_numpy(pairs.chosen)].tolist() == [5, 2]
+    assert rows[torch.from_numpy(pairs.rejected)].tolist() == [0, 3]
+
+
+def test_a_linear_head_of_pairs_is_the_same_beside_answers_that_stand_in_none():
+    values = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    pairs = [(2 * i, 2 * i + 1) if values[2 * i, 0] > 0 else (2 * i + 1, 2 * i) for i in range(15)]
+    heads = []
+    for n in (30, 40):  # the last ten are far away, and in no pair
+        far = values[:n] + 1000.0 * (torch.arange(n) >= 30).float()[:, None]
+        features = Features(far, torch.arange(n + 1), True)
+        targets = targets_of(torch.full((n,), torch.nan), pairs)
+        heads.append(fit_head(METHODS["last_token"], features, targets).head)
+
+    assert torch.equal(heads[0].weight, heads[1].weight)

@@ -31,20 +31,26 @@ ALLOCATOR = {
 }
 
 
-def run(mode, folder, n):
+def run(*steps):
+    """Peak and stated budget of each (mode, folder, number of answers)."""
+    given = json.dumps([(mode, str(folder), n) for mode, folder, n in steps])
     done = subprocess.run(
-        [sys.executable, SCRIPT, mode, folder, str(n)],
+        [sys.executable, SCRIPT, given],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         env={**os.environ, **ALLOCATOR},
     )
-    return json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_reading_into_a_store_stays_within_the_stated_budget(tmp_path):
-    few, many = run("read", tmp_path / "few", 150), run("read", tmp_path / "many", 1200)
-    held = run("hold", tmp_path / "none", 1200)
+    few, many, held = run(
+        ("read", tmp_path / "few", 150),
+        ("read", tmp_path / "many", 1200),
+        ("hold", tmp_path / "none", 1200),
+    )
     # Answers x tokens (40 x, 3 digits or so, the end) x layers x width x bytes.
     n_bytes = 1050 * 44 * 2 * 256 * 4
     said = many["budget"] - few["budget"]
@@ -55,10 +61,13 @@ def test_reading_into_a_store_stays_within_the_stated_budget(tmp_path):
 
 
 def test_a_convex_fit_from_a_store_stays_within_the_stated_budget(tmp_path):
-    for name, n in (("few", 8_000), ("many", 64_000)):
-        run("fill", tmp_path / name, n)
-    few, many = run("fit", tmp_path / "few", 8_000), run("fit", tmp_path / "many", 64_000)
-    held = run("fit-held", tmp_path / "many", 64_000)
+    *_, few, many, held = run(
+        ("fill", tmp_path / "few", 8_000),
+        ("fill", tmp_path / "many", 64_000),
+        ("fit", tmp_path / "few", 8_000),
+        ("fit", tmp_path / "many", 64_000),
+        ("fit-held", tmp_path / "many", 64_000),
+    )
     said = many["budget"] - few["budget"]
 
     assert said < 56_000 * 512 * 4 / 8

@@ -172,6 +172,19 @@ def test_the_gate_is_trained_on_scores_without_verbosity():
     np.testing.assert_allclose(pairs.chosen[:, 0], expected, atol=1e-6)
 
 
+def test_the_gate_is_computed_once_a_prompt_and_step(monkeypatch):
+    # 8 prompts with 5 pairs each; 30 pairs are drawn a step, of at most 8 prompts.
+    context = torch.randn(8, N_CONTEXT, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(2, 40, 2, generator=torch.Generator().manual_seed(2))
+    pairs = GatePairs(context.repeat_interleave(5, dim=0), *noise, torch.zeros(40), torch.ones(40))
+    head = MixtureHead(5, objectives=("a", "b"), n_context=N_CONTEXT, gate_width=4, gate_layers=1)
+    computed, plain = [], head._gates
+    monkeypatch.setattr(head, "_gates", lambda rows: computed.append(len(rows)) or plain(rows))
+    fit_gate(head, pairs, pairs, replace(FAST, steps=6, batch_pairs=30))
+
+    assert max(computed) <= 8
+
+
 def test_a_pair_of_no_weight_changes_nothing():
     features, targets = _toy(40)
     pairs = GatePairs.of(_fit(features, targets).head, features.values, targets)

@@ -40,10 +40,13 @@ def test_a_row_without_the_rating_changes_nothing_of_that_objective():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10_000), st.floats(0.0, 0.8), st.integers(1, 6))
-def test_every_objective_equals_scikit_learn_on_its_rated_rows(seed, share_missing, n_objectives):
+@given(st.integers(0, 10_000), st.floats(0.0, 0.8), st.integers(1, 6), st.sampled_from([5, 15, 40]))
+def test_every_objective_equals_scikit_learn_on_its_rated_rows(
+    seed, share_missing, n_objectives, n_features
+):
+    # 5 features: fewer than rows; 15: in between, by objective; 40: more than rows.
     generator = np.random.default_rng(seed)
-    x = generator.normal(size=(30, 5))
+    x = generator.normal(size=(30, n_features))
     y = generator.normal(size=(30, n_objectives))
     y[2:][generator.random((28, n_objectives)) < share_missing] = np.nan
     weights = sparse_ridge(torch.tensor(x), torch.tensor(y), [0.3, 30.0])

@@ -5,6 +5,7 @@ ids.json are rewritten by `python tests/unit/test_render.py`; review the decoded
 """
 
 import json
+import threading
 
 import pytest
 from chat_families import (
@@ -650,6 +651,30 @@ def test_skip_says_none_and_an_unknown_policy_is_refused():
         fit_to_context(LONG, 10, "truncate", n_bos=1)
     with pytest.raises(RenderError, match="render_whole with fit_to_context"):
         ChatRenderer(family("llama3"), overlong="skip")
+
+
+class Meddling(Prompt):
+    """While it is compared, another thread renders another prompt with the same renderer."""
+
+    def __eq__(self, other: object) -> bool:
+        if self.meddling:  # once: rendering compares as well
+            thread = threading.Thread(target=self.meddling.pop())
+            thread.start()
+            thread.join()
+        return isinstance(other, Prompt) and self.messages == other.messages
+
+
+def test_a_prompt_is_never_taken_for_the_one_that_another_thread_renders_meanwhile(tmp_path):
+    renderer = ChatRenderer(tiny_tokenizer(tmp_path))
+    asked, other = Prompt.of("2+2?"), Prompt.of("something else")
+    expected = ChatRenderer(tiny_tokenizer(tmp_path)).render_prompt(asked)
+    remembered = Meddling(asked.messages)
+    meddling = [lambda: renderer.render_prompt(other)]
+    object.__setattr__(remembered, "meddling", meddling)  # prompts are frozen
+    renderer.render_prompt(remembered)
+
+    assert renderer.render_prompt(asked) == expected
+    assert meddling == []  # it did
 
 
 def _record() -> None:

@@ -86,3 +86,34 @@ def test_a_small_deviation_beside_a_large_mean_is_kept():
 
     assert fit.n_constant == 0
     assert fit.weight[0] > 10
+
+
+def plain_two_loop(gradient, history, preconditioner):
+    """Nocedal & Wright 2006, algorithm 7.4, step by step."""
+    direction, coefficients = gradient.clone(), []
+    for moved, turned in reversed(history):
+        coefficients.append((moved @ direction) / (moved @ turned))
+        direction -= coefficients[-1] * turned
+    direction = preconditioner(direction)
+    if history:
+        moved, turned = history[-1]
+        direction *= (moved @ turned) / (turned @ preconditioner(turned))
+    for (moved, turned), coefficient in zip(history, reversed(coefficients), strict=True):
+        direction += (coefficient - (turned @ direction) / (moved @ turned)) * moved
+    return direction
+
+
+@pytest.mark.parametrize("n_pairs", [0, 1, 7, 20])
+@pytest.mark.parametrize("width", [5, 60])
+def test_two_substitutions_are_the_two_loops(n_pairs, width):
+    draw = torch.Generator().manual_seed(n_pairs)
+    root = torch.randn(width, width, generator=draw, dtype=torch.float64)
+    hessian = root @ root.T + torch.eye(width)
+    steps = torch.randn(n_pairs, width, generator=draw, dtype=torch.float64)
+    history = [(step, hessian @ step) for step in steps]
+    scale = 1 + torch.rand(width, generator=draw, dtype=torch.float64)
+    gradient = torch.randn(width, generator=draw, dtype=torch.float64)
+    got = solvers._two_loop(gradient, history, lambda vector: vector * scale)
+
+    expected = plain_two_loop(gradient, history, lambda vector: vector * scale)
+    assert torch.allclose(got, expected, rtol=1e-9, atol=1e-9 * float(expected.norm()))

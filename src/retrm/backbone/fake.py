@@ -34,7 +34,7 @@ from retrm.backbone.base import (
     check_batch,
 )
 from retrm.backbone.fingerprint import hash_text, hash_unembedding, hash_weights
-from retrm.backbone.foreign_text import TextFrame
+from retrm.backbone.text_frame import TextFrame
 from retrm.errors import RenderError
 from retrm.records import Answer, Message, Prompt
 

@@ -7,8 +7,10 @@ A key is taken from the environment only, so that it stands in no file and no hi
 """
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -76,6 +78,7 @@ class PatientClient:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             limits=httpx.Limits(max_connections=connections),
         )
+        self._sockets = _Sockets()
 
     @property
     def where(self) -> str:
@@ -83,7 +86,9 @@ class PatientClient:
         return without_password(str(self.target))
 
     def close(self) -> None:
-        """Give the connections back; requests under way fail."""
+        """Give the connections back; requests under way fail at once, and are not tried again."""
+        self.stop.set()
+        self._sockets.close()
         self._client.close()
 
     def post(self, body: Mapping[str, Any], about: str) -> httpx.Response:
@@ -98,7 +103,9 @@ class PatientClient:
             Stopped: `stop` was set while it waited.
         """
         response = self._patiently(
-            lambda: self._client.post(self.target, json=body), self.where, about
+            lambda: self._client.post(self.target, json=body, extensions=self._sockets.watched),
+            self.where,
+            about,
         )
         if response.status_code != 200:
             raise EndpointError(self._refused(body, about, response))
@@ -115,7 +122,9 @@ class PatientClient:
         """
         address = api_url(str(self.target), path)
         where = without_password(str(address))
-        response = self._patiently(lambda: self._client.get(address), where, "GET")
+        response = self._patiently(
+            lambda: self._client.get(address, extensions=self._sockets.watched), where, "GET"
+        )
         if response.status_code in _NO_PAGE:
             return None
         if response.status_code != 200:
@@ -158,3 +167,41 @@ class PatientClient:
             404: f"Is the url right, and does the engine serve a model {body.get('model')!r}?",
         }.get(response.status_code, "Check the model name, the prompt and the options")
         return f"{self.where} refused {about} with {in_words(response)}. {remedy}"
+
+
+class _Sockets:
+    """The sockets of a client's connections, so that threads that wait for a reply can be woken.
+
+    Closing a connection from another thread leaves its reader asleep until the time-out, and Python waits at
+    its end for the threads of a pool. Shutting the socket down wakes the reader.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: list[socket.socket] = []
+        self._is_closed = False
+        self.watched = {"trace": self._watch}  # of httpx, told of what becomes of a request
+
+    def _watch(self, event: str, info: Mapping[str, Any]) -> None:
+        if not event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            return
+        found = info["return_value"].get_extra_info("socket")
+        with self._lock:
+            self._found = [one for one in self._found if one.fileno() >= 0]
+            self._found.append(found)
+            is_closed = self._is_closed
+        if is_closed:
+            _shut(found)
+
+    def close(self) -> None:
+        """Shut all of them down, and whatever is opened from now on."""
+        with self._lock:
+            self._is_closed = True
+            found, self._found = self._found, []
+        for one in found:
+            _shut(one)
+
+
+def _shut(found: socket.socket) -> None:
+    with suppress(OSError):  # closed meanwhile, or by the other side
+        found.shutdown(socket.SHUT_RDWR)

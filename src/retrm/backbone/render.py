@@ -47,7 +47,7 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from retrm.backbone.base import Rendered
-from retrm.backbone.foreign_text import TextFrame
+from retrm.backbone.text_frame import TextFrame
 from retrm.errors import BackboneError, OverlongError, RenderError, did_you_mean
 from retrm.records import ROLES, Answer, Prompt
 

@@ -15,6 +15,7 @@ from retrm.service.access import TOKEN_VARIABLE, read_token
 def serve(
     *models: str,
     name: list[str] = [],  # noqa: B006  (cyclopts copies it)
+    alias: list[str] = [],  # noqa: B006
     model: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -47,6 +48,9 @@ def serve(
         call:MODULE:NAME, longest, ... The first judges requests that name none.
     name
         Names of the models in their order; by default those of their folders.
+    alias
+        A further name that requests may use, as ALIAS=NAME, or ALIAS alone where one model is served: verl
+        sends the path of its reward model. Names that nobody gave are refused.
     model
         Where the backbone of the folders lies now.
     host
@@ -97,7 +101,7 @@ def serve(
         is_local = is_loopback(bound)
         check_exposed(host, token, no_token=no_token, is_local=is_local)
         err.print(f"opening {', '.join(models)}")
-        registry = open_registry(models, names=name, model=model, device=device)
+        registry = open_registry(models, names=name, aliases=alias, model=model, device=device)
         service = Service(registry, settings)
         app = create_app(
             service,
@@ -137,12 +141,14 @@ def _say(url: str, models: list[Any], *, has_token: bool) -> None:
     for number, one in enumerate(models):
         facts = [one.method, f"on {one.backbone}" if one.backbone else ""]
         facts += [f"up to {one.context_length:,} tokens"] if one.context_length else []
+        facts += [f"also called {', '.join(one.aliases)}"] if one.aliases else []
         first = " (judges where no model is named)" if number == 0 and len(models) > 1 else ""
         err.print(f"  {one.name}: {', '.join(fact for fact in facts if fact)}{first}", markup=False)
     key = " -H 'Authorization: Bearer '$RETRM_TOKEN" if has_token else ""
     lines = {
         "page": f"{url}/",
-        "curl": f"curl {url}/v1/reward{key} --json "
+        # Not --json: curl has it since 7.82 only.
+        "curl": f"curl {url}/v1/reward{key} -H 'Content-Type: application/json' -d "
         """'{"prompt": "What is 3 + 4?", "candidates": ["7.", "It is 8."]}'""",
         "verl": f"RETRM_URL={url}  reward.custom_reward_function.path=pkg://retrm.adapters.verl",
         "OpenRLHF": f"--reward.remote_url {url}/get_reward",

@@ -113,7 +113,8 @@ def supervision_of(
     """The rows that take part in a convex fit, and what is known of them.
 
     Losses on one answer are fitted by cross-entropy, those that compare answers to one prompt by the
-    pairwise logistic loss, preferences by Bradley-Terry.
+    pairwise logistic loss, preferences by Bradley-Terry. Answers that stand in no pair, such as those that
+    are rated only, take no part in the latter: neither in the loss nor in means and deviations.
 
     Raises:
         LabelError: no prompt has both right and wrong answers, where answers are compared.
@@ -121,15 +122,16 @@ def supervision_of(
     needs = LOSSES[loss].needs
     if needs == "pairs":
         lead, weights = lead_and_weights(targets.margins, targets.weights, options)
+        rows, places = torch.unique(targets.pairs, return_inverse=True)
         pairs = PairTargets(
-            chosen=targets.pairs[:, 0].numpy(),
-            rejected=targets.pairs[:, 1].numpy(),
+            chosen=places[:, 0].numpy(),
+            rejected=places[:, 1].numpy(),
             margins=lead.numpy(),
             weights=weights.numpy(),
             smoothing=options.smoothing,
             penalties=ScorePenalties.of(options, targets.weights.numpy()),
         )
-        return torch.arange(len(targets.labels)), pairs
+        return rows, pairs
     rows = targets.is_labelled.nonzero()[:, 0]
     labels = targets.labels[rows].numpy()
     if needs == "labels":

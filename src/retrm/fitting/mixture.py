@@ -10,7 +10,8 @@ the same for both stages, chooses the penalties and says when the gate is best; 
 T are both sides of all training pairs.
 
 Every prompt weighs the same: pairs are drawn in proportion to their weight, with replacement. The gate
-of a pair is computed once, of the prompt that both answers share.
+is computed once a prompt and step: both answers of a pair share it, and so do pairs that follow each other
+in the data.
 
 What it takes is measured by `benchmarks/armorm_fit.py`.
 
@@ -489,7 +490,8 @@ def training_parts(
 def _drawn(pairs: GatePairs, options: MixtureOptions, generator: torch.Generator) -> GatePairs:
     n = min(options.batch_pairs, len(pairs))
     index = torch.multinomial(pairs.weights, n, replacement=True, generator=generator)
-    drawn = pairs.take(index)
+    # In order, so that pairs of one prompt follow each other and share one evaluation of the gate.
+    drawn = pairs.take(index.sort().values)
     return replace(drawn, weights=torch.ones(n))  # they were drawn by weight
 
 

@@ -272,20 +272,24 @@ def _line_search(problem: Problem, point: Point, step: Tensor) -> Point | None:
 def _two_loop(
     gradient: Tensor, history: Sequence[tuple[Tensor, Tensor]], preconditioner: Inverse
 ) -> Tensor:
-    """(Inverse Hessian estimate) @ gradient; Nocedal & Wright 2006, algorithm 7.4."""
-    direction = gradient.clone()
-    coefficients = []
-    for moved, turned in reversed(history):
-        coefficient = (moved @ direction) / (moved @ turned)
-        direction -= coefficient * turned
-        coefficients.append(coefficient)
-    direction = preconditioner(direction)
-    if history:
-        moved, turned = history[-1]
-        direction *= (moved @ turned) / (turned @ preconditioner(turned))
-    for (moved, turned), coefficient in zip(history, reversed(coefficients), strict=True):
-        direction += (coefficient - (turned @ direction) / (moved @ turned)) * moved
-    return direction
+    """(Inverse Hessian estimate) @ gradient; Nocedal & Wright 2006, algorithm 7.4.
+
+    With steps s and changes y of the gradient as rows of S and Y, and R = upper triangle of S Y^T, both
+    loops are substitutions: R a = S g, then R^T b = diag(R) a - Y r behind the first inverse Hessian.
+    """
+    if not history:
+        return preconditioner(gradient)
+    moved, turned = (torch.stack(part) for part in zip(*history, strict=True))
+    corner = (moved @ turned.T).triu()
+    first = _substitute(corner, moved @ gradient, upper=True)
+    direction = preconditioner(gradient - first @ turned)
+    direction *= corner[-1, -1] / (turned[-1] @ preconditioner(turned[-1]))
+    rest = corner.diagonal() * first - turned @ direction
+    return direction + _substitute(corner.T, rest, upper=False) @ moved
+
+
+def _substitute(corner: Tensor, right: Tensor, *, upper: bool) -> Tensor:
+    return torch.linalg.solve_triangular(corner, right[:, None], upper=upper)[:, 0]
 
 
 def _cholesky_inverse(matrix: Tensor) -> Inverse | None:

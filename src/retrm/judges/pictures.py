@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from retrm.backbone.fingerprint import essential_config, hash_tokenizer, hash_weights
-from retrm.errors import BackboneError, RenderError
+from retrm.errors import BackboneError, MissingExtraError, RenderError
 from retrm.judges.asking import TOO_LONG, OnReply, Request
 from retrm.judges.cache import Reply, Sampling
 
@@ -140,12 +140,18 @@ def opened(image: str) -> Any:
     """A picture of a file or a `data:` URI, in RGB.
 
     Raises:
+        MissingExtraError: Pillow is not installed.
         RenderError: an address, which is not fetched here, or what is no picture.
     """
     import base64
     import io
 
-    from PIL import Image, UnidentifiedImageError
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise MissingExtraError(
+            "judges that read pictures need Pillow, which is not installed. Run: pip install pillow"
+        ) from error
 
     if image.startswith(("http://", "https://")):
         raise RenderError(

@@ -93,7 +93,7 @@ def _expanded(first: np.ndarray, second: np.ndarray, prompt_ids: Sequence[object
     those are the ranks that the row lifts. Variances likewise.
     """
     n = len(first)
-    u, v = (_centred_ranks(codes) for codes in (first, second))
+    u, v = (centred_ranks(codes) for codes in (first, second))
 
     def above(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
         return values.mean() - _middle(values[None], codes)[0, codes] / n
@@ -123,13 +123,20 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> float:
     """
     first, second = finite_scores(x, "x"), finite_scores(y, "y")
     check_length(second, first, "values of y")
-    u, v = (_centred_ranks(np.unique(a, return_inverse=True)[1]) for a in (first, second))
+    u, v = (centred_ranks(values) for values in (first, second))
     moments = ((u * v).mean(), (u * u).mean(), (v * v).mean())
     return float(_correlation(*(np.array([moment]) for moment in moments))[0])
 
 
-def _centred_ranks(codes: np.ndarray) -> np.ndarray:
-    """(n,) ranks of all rows as shares of n, less their mean."""
+def centred_ranks(values: Sequence[float]) -> np.ndarray:
+    """(n,) ranks of all rows as shares of n, less their mean; equal values share theirs.
+
+    Scores of several heads, as those out of fold, can be put together as ranks within each of them.
+
+    >>> centred_ranks([3.0, 1.0, 3.0, 2.0]).tolist()
+    [0.25, -0.375, 0.25, -0.125]
+    """
+    _, codes = np.unique(values, return_inverse=True)
     n = len(codes)
     return _middle(np.ones((1, n)), codes)[0, codes] / n - 0.5
 

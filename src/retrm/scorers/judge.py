@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -31,6 +31,7 @@ from retrm.judges.cache import ReplyCache, Sampling
 from retrm.judges.comparing import ORDERS, Comparer, JudgeCounts, Orders, Pair, PairOutcome
 from retrm.judges.ranking import RANKINGS, Pairs, Ranking, check_ranking, n_pairs
 from retrm.judges.registry import get_template
+from retrm.judges.template import JudgeTemplate
 from retrm.patience import without_password
 from retrm.records import Answer, Message
 from retrm.scorers.base import sets_of
@@ -77,14 +78,7 @@ class JudgeScorer:
         Raises:
             RecipeError: an unknown ranking, or pointwise with a template without scores.
         """
-        if ranking == POINTWISE:
-            if not dimensions_of(comparer):
-                raise RecipeError(
-                    f"the template {comparer.template.name} gives no dimension scores, so "
-                    "ranking=pointwise has nothing to add up; use unified_reward_think, or another ranking"
-                )
-        else:
-            check_ranking(ranking)
+        check_ranking_of(comparer.template, ranking)
         self.comparer = comparer
         self.name = name
         self.ranking = ranking
@@ -209,7 +203,7 @@ class JudgeScorer:
 
     def _dimension_values(self, sets: Sequence[Sequence[Answer]]) -> list[np.ndarray]:
         """(n, K) of each set; a candidate without a score takes the mean of the others, counted."""
-        names = dimensions_of(self.comparer)
+        names = dimensions_of(self.comparer.template)
         tables = []
         for some in self._dimensions(sets):
             values = np.array([[one.means.get(name, np.nan) for name in names] for one in some])
@@ -228,7 +222,7 @@ class DimensionJudgeScorer(JudgeScorer):
     @property
     def objectives(self) -> tuple[str, ...]:
         """The template's own dimensions; those that a judge adds are in `dimension_scores`."""
-        return dimensions_of(self.comparer)
+        return dimensions_of(self.comparer.template)
 
     def objective_scores(self, answers: Sequence[Answer]) -> np.ndarray:
         """(n, K) float64 mean scores, 1 to 10; raises as `score`."""
@@ -248,14 +242,29 @@ def judge_scorer(
     Raises:
         RecipeError: as `JudgeScorer`.
     """
-    made = DimensionJudgeScorer if dimensions_of(comparer) else JudgeScorer
+    made = DimensionJudgeScorer if dimensions_of(comparer.template) else JudgeScorer
     return made(comparer, name=name, ranking=ranking)
 
 
-def dimensions_of(comparer: Comparer) -> tuple[str, ...]:
+def dimensions_of(template: JudgeTemplate) -> tuple[str, ...]:
     """The dimensions that a template always asks for; () = none."""
-    found: tuple[str, ...] = getattr(comparer.template, "dimensions", ())
+    found: tuple[str, ...] = getattr(template, "dimensions", ())
     return found
+
+
+def check_ranking_of(template: JudgeTemplate, ranking: str) -> None:
+    """Refuse a ranking that is unknown or needs scores that the template does not ask for.
+
+    Raises:
+        RecipeError: naming it.
+    """
+    if ranking != POINTWISE:
+        check_ranking(ranking)
+    elif not dimensions_of(template):
+        raise RecipeError(
+            f"the template {template.name} gives no dimension scores, which ranking=pointwise adds up; "
+            "use template=unified_reward_think, or another ranking"
+        )
 
 
 @dataclass(frozen=True)
@@ -348,14 +357,7 @@ class JudgeSpec:
             rule=self.rule or None,
             wording=Path(self.wording) if self.wording else None,
         )
-        if self.ranking == POINTWISE:
-            if not getattr(template, "dimensions", ()):
-                raise RecipeError(
-                    f"the template {template.name} gives no dimension scores, which ranking=pointwise "
-                    "adds up; use template=unified_reward_think, or another ranking"
-                )
-        else:
-            check_ranking(self.ranking)
+        check_ranking_of(template, self.ranking)
         if self.orders not in ORDERS:
             raise RecipeError(
                 f"unknown orders={self.orders!r}. {did_you_mean(self.orders, ORDERS)}"
@@ -402,7 +404,7 @@ def open_judge(text: str, *, device: str = "cpu", engine: Engine | None = None) 
         ),
         sampling=spec.sampling,
         samples=spec.samples,
-        orders=_orders(spec.orders),
+        orders=cast(Orders, spec.orders),
         cache=ReplyCache(_cache_file(spec.cache, model)),
     )
     return judge_scorer(comparer, name=without_password(text), ranking=spec.ranking)
@@ -427,10 +429,6 @@ def _local(spec: JudgeSpec, device: str, engine: Engine | None) -> JudgeModel:
 
     backbone = open_backbone(spec.model, engine=engine, device=device, dtype=spec.dtype)
     return LocalJudgeModel(backbone, batch_size=spec.batch_size)
-
-
-def _orders(text: str) -> Orders:
-    return next(one for one in ("both", "first", "drawn") if one == text)
 
 
 def _cache_file(folder: str, model: JudgeModel) -> Path | None:

@@ -7,8 +7,8 @@
           /metrics       Prometheus
           /openapi.json  the description
 
-A request is read as JSON only (no NaN, no lone surrogates, no nesting without end), never as a path. Its
-body, items and tokens are bounded; one that is dropped by its client leaves the queue.
+A request is read as JSON only (no NaN, no lone surrogates, no nesting without end, no name twice), never
+as a path. Its body, items and tokens are bounded; one that is dropped by its client leaves the queue.
 """
 
 import asyncio
@@ -339,7 +339,7 @@ def json_object(body: bytes) -> dict[str, Json]:
     """The JSON object that a body is.
 
     Raises:
-        DataError: it is none.
+        DataError: it is none, or an object in it has a name twice.
     """
     try:
         value = from_json(body, allow_inf_nan=False)
@@ -347,7 +347,31 @@ def json_object(body: bytes) -> dict[str, Json]:
         raise DataError(f"the body is no JSON: {error}. Send one JSON object in UTF-8") from error
     if not isinstance(value, dict):
         raise DataError(f"got a JSON {type(value).__name__}; expected an object, {{...}}")
+    _check_names(body)
     return value
+
+
+def _check_names(body: bytes) -> None:
+    """Refuse a name that stands twice in one object: `from_json` takes the last, others the first."""
+    try:
+        json.loads(body, object_pairs_hook=_unique)
+    except DataError:
+        raise
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # what the strict reader took and this one does not
+        raise DataError(f"the body is no plain JSON: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise DataError(
+            f"an object of the body has {twice[:80]!r} twice, so that readers differ on what was asked; "
+            "expected every name once"
+        )
 
 
 def validated(shape: type[Shape], value: Mapping[str, Json]) -> Shape:
@@ -555,13 +579,17 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it before its body is read."""
-        if scope["type"] != "http" or scope["path"] in self._open_paths or self._has_key(scope):
+        if scope["type"] != "http" or self._is_open(scope) or self._has_key(scope):
             await self.app(scope, receive, send)
             return
         error = AccessError(
             "the key is missing or wrong; send it in the header Authorization: Bearer KEY"
         )
         await self._refuse(error, scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        """Behind the prefix of a mount (Ray Serve's, for example) the path begins with it."""
+        return scope["path"].removeprefix(scope.get("root_path", "")) in self._open_paths
 
     def _has_key(self, scope: Scope) -> bool:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")

@@ -141,6 +141,7 @@ class ServedModel:
         can_show_layers: whether `per_layer` is possible.
         objectives: whose contributions `per_objective` shows; () = it is not possible.
         created: when the head was written, seconds since 1970.
+        aliases: further names by which requests may name it.
     """
 
     name: str
@@ -155,6 +156,7 @@ class ServedModel:
     can_show_layers: bool = False
     objectives: tuple[str, ...] = ()
     created: int = 0
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The served models: opened and tested once, found by name.
 
-A folder is served under its own name; `NAME=DIR` gives it another. A head whose stored scores are not
+A folder is served under its own name; `NAME=DIR` gives it another, and aliases are further names for clients
+that send one of their own, as verl does with the path of its reward model. Any other name is refused: to
+answer for a model that was not asked would give wrong scores without a word. A head whose stored scores are not
 reproduced is refused by loading (`SelfTestError`), so that what is served gave the right scores a moment
 ago.
 """
@@ -8,7 +10,7 @@ ago.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retrm.backbone.base import Backbone
@@ -43,11 +45,17 @@ class Served:
 class Registry:
     """The served models by name; the first is asked where a request names none.
 
+    Args:
+        served: the models.
+        aliases: further names, each with the name of its model; see `read_alias`.
+
     Raises:
-        RecipeError: none, or two of one name.
+        RecipeError: none, two of one name, or an alias that is taken or of no model.
     """
 
-    def __init__(self, served: Sequence[Served]) -> None:
+    def __init__(
+        self, served: Sequence[Served], *, aliases: Mapping[str, str] | None = None
+    ) -> None:
         if not served:
             raise RecipeError(
                 "got no model to serve; expected at least one folder made by retrm fit"
@@ -59,16 +67,30 @@ class Registry:
             raise RecipeError(
                 f"two models are called {twice!r}; expected names of their own. Write OTHER={twice}"
             )
+        self._aliases = dict(aliases or {})
+        for alias, name in self._aliases.items():
+            if alias in self._served or name not in self._served:
+                raise RecipeError(
+                    f"got the alias {alias!r} of {name!r}; expected a new name, of one of {', '.join(names)}"
+                )
+            one = self._served[name]
+            info = replace(one.info, aliases=(*one.info.aliases, alias))
+            self._served[name] = replace(one, info=info)
 
     @classmethod
     def of(
-        cls, scorers: Mapping[str, Scorer], *, created: Mapping[str, int] | None = None
+        cls,
+        scorers: Mapping[str, Scorer],
+        *,
+        created: Mapping[str, int] | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> "Registry":
         """Of scorers that are open, by name; those on one backbone share its passes.
 
         Args:
             scorers: by name.
             created: when each was made, seconds since 1970, where it is known.
+            aliases: further names, each with the name of its model.
         """
         lanes: dict[int, Lane] = {}
         served = []
@@ -77,20 +99,24 @@ class Registry:
             lane = lanes.get(key) or lanes.setdefault(key, lane_of(scorer))
             info = _info(name, scorer, lane, created=(created or {}).get(name, 0))
             served.append(Served(info, scorer, lane))
-        return cls(served)
+        return cls(served, aliases=aliases)
 
     def get(self, name: str | None) -> Served:
-        """The model of that name; None = the first.
+        """The model of that name or alias; None = the first.
 
         Raises:
             UnknownModelError: there is none; the message offers the nearest.
         """
         if name is None:
             return next(iter(self._served.values()))
-        if name not in self._served:
-            hint = did_you_mean(name[:200], self._served)
-            raise UnknownModelError(f"no model {name[:200]!r} is served. {hint}")
-        return self._served[name]
+        known = self._aliases.get(name, name)
+        if known not in self._served:
+            hint = did_you_mean(name[:200], (*self._served, *self._aliases))
+            raise UnknownModelError(
+                f"no model {name[:200]!r} is served. {hint} A client that cannot send another name needs an "
+                "alias: retrm serve --alias NAME"
+            )
+        return self._served[known]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -108,6 +134,7 @@ def open_registry(
     specs: Sequence[str],
     *,
     names: Sequence[str] = (),
+    aliases: Sequence[str] = (),
     model: str | None = None,
     device: str = "cpu",
     engine: Engine | None = None,
@@ -117,6 +144,7 @@ def open_registry(
     Args:
         specs: as for `open_scorer`, each perhaps with NAME= in front.
         names: for the specs in their order, instead of NAME=; may be fewer.
+        aliases: as for `read_alias`.
         model: where the backbone of the folders lies now.
         device: for backbones.
         engine: whose workers load the backbones.
@@ -139,6 +167,7 @@ def open_registry(
         raise RecipeError(
             f"two models are called {twice!r}; expected names of their own. Write NAME=DIR for one of them"
         )
+    also = dict(read_alias(alias, found) for alias in aliases)
     specs = [spec for _, spec in asked]
     with ThreadPoolExecutor(1, thread_name_prefix="retrm-open") as briefly:
         # OpenMP keeps a team for every thread that has computed. With two of them it takes the cores for
@@ -150,7 +179,31 @@ def open_registry(
     return Registry.of(
         {name: opened[shown_spec(spec)] for name, spec in asked},
         created={name: _created(spec) for name, spec in asked},
+        aliases=also,
     )
+
+
+def read_alias(text: str, names: Sequence[str]) -> tuple[str, str]:
+    """(alias, name) of ALIAS=NAME, or of ALIAS alone where one model is served; an alias may hold `=` and `/`.
+
+    Raises:
+        RecipeError: it is of no model, of several, or taken.
+
+    >>> read_alias("/data/rm=math", ["math", "code"])
+    ('/data/rm', 'math')
+    >>> read_alias("/data/rm", ["math"])
+    ('/data/rm', 'math')
+    """
+    alias, _, name = text.rpartition("=")
+    if name not in names or not alias:
+        if len(names) > 1:
+            raise RecipeError(
+                f"got the alias {text!r}; expected ALIAS=NAME with one of the names {', '.join(names)}"
+            )
+        alias, name = text, names[0]
+    if alias in names or not alias:
+        raise RecipeError(f"got the alias {text!r}; expected a name that no model has yet")
+    return alias, name
 
 
 def named(spec: str) -> tuple[str, str]:

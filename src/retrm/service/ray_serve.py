@@ -42,6 +42,7 @@ class ReplicaArguments(BaseModel):
 
     Attributes:
         models: as for `retrm serve`; on the command line separated by commas.
+        aliases: further names, as for `retrm serve --alias`.
         model: where the backbone of the folders lies now.
         replicas: how many servers, each with models of its own.
         device: `cpu`, or `cuda`: Ray gives each replica a card.
@@ -56,6 +57,7 @@ class ReplicaArguments(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     models: list[str] = Field(min_length=1)
+    aliases: list[str] = []
     model: str | None = None
     replicas: int = Field(default=1, ge=1)
     device: str = Field(default="cpu", pattern="^(cpu|cuda)$")
@@ -65,7 +67,7 @@ class ReplicaArguments(BaseModel):
     sampling: bool = False
     settings: dict[str, int | float] = {}
 
-    @field_validator("models", mode="before")
+    @field_validator("models", "aliases", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [one for one in value.split(",") if one] if isinstance(value, str) else value
@@ -120,7 +122,12 @@ def _application(arguments: ReplicaArguments) -> Any:
             f"{TOKEN_VARIABLE} before Ray is started, or say no_token=true if everybody may ask who can "
             "reach Ray's proxy"
         )
-    registry = open_registry(arguments.models, model=arguments.model, device=arguments.device)
+    registry = open_registry(
+        arguments.models,
+        aliases=arguments.aliases,
+        model=arguments.model,
+        device=arguments.device,
+    )
     service = Service(registry, settings_of(arguments.settings, "settings."))
     return create_app(service, token=token, has_sampling=arguments.sampling)
 

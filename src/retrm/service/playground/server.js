@@ -20,6 +20,12 @@ function keepToken(text) {
   } catch { /* Storage may be forbidden; the field still holds it. */ }
 }
 
+/** The address of a path of this server, which a proxy may have put behind a prefix, with or without a slash. */
+function addressOf(path) {
+  const home = location.pathname.endsWith("/") ? location.pathname : `${location.pathname}/`;
+  return home + path.replace(/^\//, "");
+}
+
 /** The JSON that `path` answers; GET without a body. */
 async function ask(path, { body, signal } = {}) {
   const token = $("token").value.trim();
@@ -28,7 +34,7 @@ async function ask(path, { body, signal } = {}) {
   if (token) headers.Authorization = `Bearer ${token}`;
   let reply;
   try {
-    reply = await fetch(path, {
+    reply = await fetch(addressOf(path), {
       method: body === undefined ? "GET" : "POST",
       headers,
       body: body === undefined ? undefined : JSON.stringify(body),
