@@ -16,8 +16,8 @@ from harness import RESULTS, commit, say
 
 HERE = Path(__file__).parent
 # Sizes by which the whole stays under a quarter of an hour on two free cores. `elhsr_fit` needs a
-# checkout of the official code, and it, `precision`, `prune` and `serving`
-# take minutes: run them by hand.
+# checkout of the official code, and it, `armorm_fit`, `precision`, `prune` and `serving` take minutes: run
+# them by hand.
 RUNS = {
     "reading": ["--answers", "24"],
     "prefix_sharing": ["--repeats", "2"],

@@ -31,6 +31,7 @@ SCORERS: Mapping[str, str] = {
     "best objective/full": "best single objective",
     "linear head/full": "Bradley-Terry linear head (`last_token`)",
     "without debiasing/full": "`armorm` without debiasing",
+    "mixture/full, wide": "`armorm`, lambda up to 5",
     "mixture/full, {set} alone": "`armorm`, gate on this set's pairs alone",
     "linear head/full, {set} alone": "`last_token` on this set's pairs alone",
     "mixture/pooled": "`armorm` on pooled states",
@@ -212,6 +213,7 @@ def length(found: Mapping[str, Any]) -> str:
     """Rank correlation of scores with the number of characters, by set of pairs."""
     names = {
         "mixture/full": "`armorm`",
+        "mixture/full, wide": "`armorm`, lambda up to 5",
         "without debiasing/full": "`armorm` without debiasing",
         "uniform gate/full": "uniform gate",
         "linear head/full": "`last_token`",
@@ -228,17 +230,32 @@ def length(found: Mapping[str, Any]) -> str:
 
 def debiasing(found: Mapping[str, Any]) -> str:
     """Each objective before and after, with predicted and with true length."""
-    head = ["objective", "lambda by fold", "folds unresolved", "with predicted length", "after"]
-    head += ["with length", "after", "folds with the last alpha"]
+    head = ["objective", "lambda by fold", "folds unresolved", "lambda up to 5", "folds unresolved"]
+    head += ["with predicted length", "after", "after, lambda up to 5"]
+    head += ["with length", "after", "after, lambda up to 5", "folds with the last alpha"]
+    whens = ("before", "after", "after_wide")
     rows = [
-        [one["objective"], ", ".join(format_number(v) for v in one["lambdas"])]
-        + [str(one["n_unresolved"])]
-        + [_cell(one[when]["predicted"]) for when in ("before", "after")]
-        + [_cell(one[when]["length"]) for when in ("before", "after")]
-        + [str(one["n_last_alpha"])]
+        [
+            *(one["objective"], _numbers(one["lambdas"]), str(one["n_unresolved"])),
+            *(_numbers(one["wide_lambdas"]), str(one["n_unresolved_wide"])),
+            *(_cell(one[when]["predicted"]) for when in whens),
+            *(_cell(one[when]["length"]) for when in whens),
+            str(one["n_last_alpha"]),
+        ]
         for one in found["debiasing"]
     ]
-    return table(head, rows)
+    unresolved, wide = (
+        sum(one[key] for one in found["debiasing"]) for key in ("n_unresolved", "n_unresolved_wide")
+    )
+    n_fits = len(found["debiasing"]) * found["fits"]["n_folds"]
+    return (
+        f"{table(head, rows)}\n\nUnresolved: {unresolved} of {n_fits} fits of an objective with the preset's "
+        f"grid, {wide} with lambda up to 5."
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(format_number(value) for value in values)
 
 
 def gates(found: Mapping[str, Any]) -> str:

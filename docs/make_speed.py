@@ -22,6 +22,7 @@ NAMES = (
     "store",
     "serving",
     "fitting",
+    "armorm_fit",
     "elhsr_fit",
     "scale",
     "first_score",
@@ -58,6 +59,12 @@ FRONT = (
         "generating alone",
         ("scoring_while_generating", "score after", "times_generating"),
         "{} times as long, on top of it",
+    ),
+    (
+        "`retrm serve`, 64 clients with an answer each",
+        "one offline call with all answers",
+        ("serving", "server, 64 clients", "share_of_offline"),
+        "{} of its speed",
     ),
     (
         "scikit-learn's logistic regression in float32",

@@ -41,7 +41,13 @@ DIGITS = 4
 RANDOM = tuple(f"random {draw}" for draw in range(N_RANDOM))
 FEATURES = ("full", "reasoning", *RANDOM, "semantic", "pca", "pooled")
 # Scores whose correlation with length is told, by the name that they have in the file of scores.
-LENGTH_OF = ("mixture/full", "without debiasing/full", "uniform gate/full", "linear head/full")
+LENGTH_OF = (
+    "mixture/full",
+    "mixture/full, wide",
+    "without debiasing/full",
+    "uniform gate/full",
+    "linear head/full",
+)
 
 
 @dataclass(frozen=True)
@@ -267,8 +273,12 @@ def debiasing_figures(found: Scored) -> list[dict[str, Any]]:
         if name == "length":
             continue
         entry: dict[str, Any] = {"objective": name, **_account(found, name)}
-        for when, kind in (("before", "objective"), ("after", "adjusted")):
-            values = found.ranked(f"{kind}/full/{name}")[rows]
+        for when, kind, features in (
+            ("before", "objective", "full"),
+            ("after", "adjusted", "full"),
+            ("after_wide", "adjusted", "full, wide"),
+        ):
+            values = found.ranked(f"{kind}/{features}/{name}")[rows]
             entry[when] = {
                 "predicted": _interval(spearman_statistic(values, predicted, ids)),
                 "length": _interval(spearman_statistic(values, lengths, ids)),
@@ -279,19 +289,28 @@ def debiasing_figures(found: Scored) -> list[dict[str, Any]]:
 
 def _account(found: Scored, name: str) -> dict[str, Any]:
     """What the fits of the folds report of one objective."""
-    lines = [
-        line
-        for report in found.reports
-        if report["features"] == "full"
-        for line in report["objectives"]
-        if line["name"] == name
-    ]
+    lines = _lines(found, "full", name)
     return {
         "lambdas": [line["lambda"] for line in lines],
         "alphas": [line["alpha"] for line in lines],
         "n_unresolved": sum(line["is_unresolved"] for line in lines),
+        "wide_lambdas": [line["lambda"] for line in _lines(found, "full, wide", name)],
+        "n_unresolved_wide": sum(
+            line["is_unresolved"] for line in _lines(found, "full, wide", name)
+        ),
         "n_last_alpha": sum(line["alpha_is_last"] for line in lines),
     }
+
+
+def _lines(found: Scored, features: str, name: str) -> list[Mapping[str, Any]]:
+    """Of each fold's fit on these features, what it says of one objective."""
+    return [
+        line
+        for report in found.reports
+        if report["features"] == features
+        for line in report["objectives"]
+        if line["name"] == name
+    ]
 
 
 def gate_figures(found: Scored) -> dict[str, Any]:

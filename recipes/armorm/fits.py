@@ -9,6 +9,7 @@ training prompts of each fold are fitted
                        the pairs of all sets
     its controls       `retrm.fitting.mixture_controls`: uniform and constant gate, best objective,
                        Bradley-Terry linear head (the preset last_token), no debiasing
+    wide               the same with shares of verbosity up to 5 (the preset's grid ends at .95)
     on one set         the mixture, its gate fitted on the pairs of one set alone, and the linear head of
                        those pairs
     other features     the same mixture on 5 % of the directions: reasoning subspace (`armorm_retrm`),
@@ -52,6 +53,8 @@ from retrm.records import AnswerTable
 OPTIONS = MixtureOptions(
     verbosity="length", steps=500, batch_pairs=256, evaluate_every=10, patience=10
 )
+# `length` spreads less than people's ratings do: up to a whole of it is too little to take out of some.
+WIDE = replace(OPTIONS, lambdas=(*OPTIONS.lambdas, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0))
 N_FOLDS, SEED, N_RANDOM, SHARE = 5, 0, 3, 0.05
 
 
@@ -108,15 +111,17 @@ def fit_fold(
     found: Found,
     *,
     has_controls: bool,
+    options: MixtureOptions | None = None,
 ) -> MixtureFit:
     """A mixture on features `values` (context included), and its controls if asked for."""
+    options = options or OPTIONS
     own = values[fold.train]
     features = Features(own, torch.arange(len(own) + 1), True)
-    made = fit_mixture(features, fold.targets, OPTIONS, n_context=width, seed=SEED)
+    made = fit_mixture(features, fold.targets, options, n_context=width, seed=SEED)
     head, judged = made.head, values[fold.test]
     _put_mixture(found, head, fold, judged, name)
     if has_controls:
-        beside = held_out_scores(head, own, fold.targets, judged, OPTIONS, seed=SEED)
+        beside = held_out_scores(head, own, fold.targets, judged, options, seed=SEED)
         for control, scores in beside.controls.items():
             found.put(f"{control.partition(':')[0]}/{name}", fold.test, scores)
     found.reports.append({"fold": fold.number, "features": name, **made.report})
@@ -197,6 +202,7 @@ def fit_all(
     for fold in folds_of(table, targets):
         started = time.process_time()
         fit_fold(fold, last, width, "full", found, has_controls=True)
+        fit_fold(fold, last, width, "full, wide", found, has_controls=False, options=WIDE)
         for name, members in sets.items():
             alone = only_pairs_of(fold.targets, fold.train, members)
             if len(alone.pairs):

@@ -1,6 +1,6 @@
 """Does the choice of subspace matter once the backbone is fine-tuned? One small experiment.
 
-    pip install 'retrm[finetune]'
+    pip install 'retrm[train]'
     python finetuned.py [--rollouts FILE] [-o docs/results/finetuned_subspace.json]
 
 The audit keeps the backbone frozen. Training can write anything into any subspace, so there the
@@ -568,7 +568,7 @@ def main() -> None:
     if importlib.util.find_spec("peft") is None:
         raise MissingExtraError(
             "fine-tuning needs the package `peft`, which is not installed. Run: pip install "
-            "'retrm[finetune]'"
+            "'retrm[train]'"
         )
     settings = Settings(
         rollouts=args.rollouts.name,

@@ -178,6 +178,10 @@ _HARP_LOOP = GradientOptions(
 METHODS: dict[str, Method] = {
     "last_token": Method("last_token", Recipe(), "linear"),
     "retrm": Method("retrm", Recipe(subspace="reasoning:5%"), "linear"),
+    # POLAR's template without POLAR's training: what it is called says so.
+    "reference_conditioned": Method(
+        "reference_conditioned", Recipe(template="reference"), "linear"
+    ),
     "harp": Method(
         "harp",
         Recipe(subspace="reasoning:5%", pooling="tokens"),

@@ -93,6 +93,30 @@ class Prompt:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+WRAPPERS = ("sft", "pretrain")
+"""How an answer stands behind its prompt: as a reply on a line of its own, or as its continuation."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A good answer with which candidates are compared by scorers that need one (POLAR).
+
+    Attributes:
+        text: of the answer.
+        wrapper: one of `WRAPPERS`; it holds for the candidate as well.
+    """
+
+    text: str
+    wrapper: str = "sft"
+
+    def __post_init__(self) -> None:
+        if self.wrapper not in WRAPPERS:
+            raise DataError(
+                f"got the wrapper {self.wrapper!r}; expected sft (the answer is a reply) or pretrain (it "
+                f"continues the prompt). {did_you_mean(str(self.wrapper), WRAPPERS)}"
+            )
+
+
 @dataclass(frozen=True)
 class Answer:
     """One answer to one prompt.
@@ -110,6 +134,8 @@ class Answer:
         score: that the file states for it, raw; None = none is stated.
         pruned: whether sampling stopped it because other candidates scored better; it is part of an
             answer then: nothing to be chosen, to be labelled or to fit a head on.
+        reference: a good answer to the same prompt, where the record has one; read by scorers that
+            compare, and by no other.
     """
 
     prompt: Prompt
@@ -122,6 +148,7 @@ class Answer:
     where: str = ""
     score: float | None = None
     pruned: bool = False
+    reference: Reference | None = None
 
     def as_messages(self) -> list[dict[str, Any]]:
         """Prompt and answer as one conversation in the shape of chat APIs; tools stand beside it."""

@@ -189,6 +189,19 @@ CASES = {
         n_pairs=2,
         scores={"chosen": 1.0, "rejected": 2.0},
     ),
+    "reference": Case(
+        good=(
+            {"prompt": "hi", "reference": "r", "chosen": "a", "rejected": "b"},
+            {"prompt": "ho", "reference": "s", "chosen": "a", "rejected": "b"},
+        ),
+        broken={"prompt": "he", "reference": "", "chosen": "a", "rejected": "b"},
+        error=DataError,
+        text="f.jsonl:3: `reference` is empty; expected a good answer to compare with. Leave the column "
+        "out where there is none",
+        n_answers=4,
+        n_pairs=2,
+        scores={"chosen": 1.0, "rejected": 2.0},
+    ),
     "preference_implicit": Case(
         good=(
             {"chosen": say("hi", "a"), "rejected": say("hi", "b")},
@@ -308,14 +321,8 @@ REFUSED = {
     "stepwise": (
         {"prompt": "p", "completions": ["x", "y"], "labels": [True, False]},
         "f.jsonl:1: got step labels (`completions` with `labels`), which are not read; expected one "
-        "label an answer. Join the steps into `response` and write one `label`: whether all steps are "
-        "right",
-    ),
-    "reference": (
-        {"prompt": "p", "reference": "r", "chosen": "a", "rejected": "b"},
-        "f.jsonl:1: got a record that is judged against its `reference`, which is not read; expected "
-        "answers that are judged alone. Name the format to leave `reference` unread, for example "
-        "--format preference",
+        "label an answer. Train on steps with retrm finetune --kind steps; or join them into "
+        "`response` and write one `label`: whether all steps are right",
     ),
 }
 

@@ -1,6 +1,7 @@
 """Each adapter by its host's own rules: how it is found, called and read; order, keys and loud failures."""
 
 import asyncio
+import importlib
 import importlib.util
 import inspect
 import json
@@ -20,7 +21,13 @@ from reward_server import honest, ok, refusal, reward_server, rewards
 from retrm.adapters import easyr1, lm_eval, openrlhf, verifiers, verl
 from retrm.adapters.judge import Judge, answer_of, conversation_of, shared_judge
 from retrm.adapters.trl import PolicyStatesReward, RetrmReward, retrm_reward
-from retrm.errors import DataError, EndpointError, RecipeError, RefusedError
+from retrm.errors import (
+    DataError,
+    EndpointError,
+    MissingExtraError,
+    RecipeError,
+    RefusedError,
+)
 from retrm.records import Answer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -80,6 +87,19 @@ def test_either_a_scorer_or_a_server_must_be_named(monkeypatch):
     assert Judge("longest").rewards(answers)[0].score == 1.0
     with pytest.raises(RecipeError, match="expected one of them"):
         Judge("shortest", url="http://127.0.0.1:9")
+
+
+def test_a_scorer_here_without_torch_says_what_to_install_or_to_name_a_server(monkeypatch):
+    # What `import torch` of a module that is not loaded yet does where torch is missing.
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in ("retrm.scorers.together", "retrm.backbone.base"):
+        importlib.import_module(name)
+        monkeypatch.delitem(sys.modules, name)
+
+    with pytest.raises(
+        MissingExtraError, match=r"in this process needs torch.*retrm\[local\].*retrm:http"
+    ):
+        Judge("shortest").rewards([answer_of("p", "a", "w")])
 
 
 def test_a_policy_that_leaves_answers_out_is_refused_since_every_answer_needs_a_reward():
@@ -608,7 +628,6 @@ def test_its_hub_process_scores_are_probabilities_of_each_answer_so_far(its_hub,
 
 
 def test_its_hub_that_is_missing_is_named_with_the_pip_line(monkeypatch):
-    from retrm.errors import MissingExtraError
 
     monkeypatch.setitem(sys.modules, "its_hub.api", None)
     monkeypatch.delitem(sys.modules, "retrm.adapters.its_hub", raising=False)

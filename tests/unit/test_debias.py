@@ -60,6 +60,35 @@ def test_a_higher_threshold_stops_the_search_earlier():
     assert find_lambdas(scores, 1, threshold=0.9).lambdas[0] == 0.0
 
 
+def test_an_objective_at_the_threshold_itself_is_left_alone():
+    # Ranks of (1, 2, 3) and (1, 3, 2): 1 - 6 * 2 / 24 = 0.5. The next candidate would be 0.01.
+    scores = np.array([[1.0, 1.0], [2.0, 3.0], [3.0, 2.0]])
+    rho = spearman(scores[:, 0], scores[:, 1])
+
+    assert rho == pytest.approx(0.5)
+    assert find_lambdas(scores, 1, threshold=rho).lambdas[0] == 0.0
+    assert find_lambdas(scores, 1, threshold=rho - 1e-6).lambdas[0] > 0.0
+
+
+def test_candidates_are_tried_from_the_smallest_in_whatever_order_they_come():
+    # At 0.3 the correlation of a is 0.1429, at 0.4 it is -0.1905.
+    found = find_lambdas(
+        np.column_stack([A, VERBOSITY]), 1, candidates=(0.95, 0.4, 0.3, 0.0), threshold=0.03
+    )
+
+    assert found.lambdas[0] == 0.4
+
+
+def test_what_is_left_of_an_unresolved_objective_is_that_of_lambda_one():
+    # a keeps 0.8095 at 0 and 0.4048 at 0.2; less all of the verbosity it falls: a - r_v has ranks
+    # 7, 6, 8, 5, 4 (0.047), 3, 2, 1 against 1 to 8, but for the first two and the third: below 0.
+    found = find_lambdas(np.column_stack([A, VERBOSITY]), 1, candidates=(0.0, 0.2))
+
+    assert (found.unresolved, found.lambdas[0]) == ((0,), 1.0)
+    assert found.after[0] == pytest.approx(spearmanr(A - VERBOSITY, VERBOSITY).statistic)
+    assert found.after[0] < 0 < found.before[0]
+
+
 def test_a_constant_objective_follows_nothing():
     found = find_lambdas(np.column_stack([np.full(8, 0.5), VERBOSITY]), 1)
 

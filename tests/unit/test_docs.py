@@ -22,6 +22,7 @@ from retrm.data.formats import FORMATS
 from retrm.data.parsed import Options
 from retrm.data.rating_columns import WantedRatings
 from retrm.data.read import Record
+from retrm.finetuning.reward_options import RewardOptions
 from retrm.heads.registry import HEADS
 from retrm.losses import LOSSES
 from retrm.methods import METHODS
@@ -266,6 +267,8 @@ def test_pages_that_promise_to_name_everything_do(page, names):
 def test_toml_blocks_are_settings_that_fit_takes(page):
     for block in blocks_of(page.read_text("utf-8"), "toml"):
         values = tomllib.loads(block.text)
+        if "training" in values:
+            RewardOptions.from_dict(values.pop("training"), values.get("loss_options"))
         tables = {"recipe", "gradient", "loss_options", "mixture"}
         if not tables & values.keys():
             continue

@@ -85,6 +85,7 @@ def test_an_answer_that_a_member_left_out_is_left_out():
         ),
         (lambda: EnsembleSpec.parse("runs/a"), "two different folders"),
         (lambda: EnsembleSpec.parse("runs/a,runs/a"), "two different folders"),
+        (lambda: EnsembleSpec.parse("runs/a,./runs/a/"), "two different folders"),
         (lambda: EnsembleSpec.parse("min=3:a,b"), "a number behind uwo alone"),
         (lambda: EnsembleSpec.parse("uwo=x:a,b"), "a number behind uwo alone"),
     ],
@@ -173,6 +174,9 @@ def test_members_are_put_on_one_scale_or_the_widest_would_decide():
 def test_a_scale_without_spread_divides_by_one():
     assert Scale.of(np.array([2.0, 2.0])) == Scale(2.0, 1.0)
     assert Scale.of(np.array([1.0, 3.0])) == Scale(2.0, 1.0)
+    # The mean of seven times 0.1 is not 0.1 to the last bit: their deviation is 1.4e-17, not 0.
+    assert Scale.of(np.full(7, 0.1)).std == 1.0
+    assert Scale.of(np.array([1e-9, 3e-9])).std == pytest.approx(1e-9)
 
 
 def test_judging_together_keeps_the_order_of_the_names():

@@ -60,7 +60,8 @@ def length_of_answer(dialect: str, body: dict) -> float:
     return float(len(text.rsplit(f"{START}assistant\n", 1)[1].split("<|im_end|>")[0]))
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+# What POLAR's engines are sent stands in test_polar_scorer.py: their answers have references.
+@pytest.mark.parametrize("dialect", [name for name in DIALECTS if not name.startswith("polar")])
 def test_every_dialect_gives_the_raw_scores_in_order(dialect: str) -> None:
     def script(_: int, body: dict) -> Reply:
         return said(reply_of(dialect, length_of_answer(dialect, body)))

@@ -67,6 +67,18 @@ def test_one_readable_order_decides_and_none_is_no_winner():
     assert none.counts.parse_rate == 0.0
 
 
+def test_a_reply_that_decides_several_equal_pairs_is_counted_once():
+    # Samples of a model are often the same text: two pairs, one of them turned, and two replies.
+    judging = comparer(ScriptedJudge(lambda a, b, k: verdict(True) if a == "aaa" else "?"))
+    here, again, turned = judging.compare([pair("aaa", "b"), pair("aaa", "b"), pair("b", "aaa")])
+    counts = judging.counts
+
+    assert (here.points, again.points, turned.points) == (0.75, 0.75, 0.25)
+    assert (counts.pairs, counts.replies, counts.asked) == (3, 2, 2)
+    assert (dict(counts.unread), counts.parse_rate) == ({"no verdict tag": 1}, 0.5)
+    assert (counts.decided, counts.first_rate) == (1, 1.0)
+
+
 def test_candidates_with_the_same_text_are_a_tie_without_a_call():
     judge = ScriptedJudge(first_wins)
     judging = comparer(judge)

@@ -10,6 +10,8 @@ from sklearn.linear_model import Ridge
 
 from retrm.errors import FitError, LabelError, RecipeError, ShapeError
 from retrm.features.reduce import Features
+from retrm.fitting import mixture
+from retrm.fitting.debias import find_lambdas
 from retrm.fitting.gradient import split_rows
 from retrm.fitting.mixture import (
     GatePairs,
@@ -17,6 +19,7 @@ from retrm.fitting.mixture import (
     check_mixture_recipe,
     fit_gate,
     fit_mixture,
+    training_parts,
 )
 from retrm.fitting.targets import Targets
 from retrm.heads.mixture import MixtureHead
@@ -104,6 +107,30 @@ def test_the_worked_loss_of_the_gate_is_reproduced():
     assert _gate_of_logits(1.0).gates(one.context)[0].tolist() == pytest.approx(
         [0.999955, 0.000045, 2e-9], abs=1e-6
     )
+
+
+def test_a_pair_counts_by_its_weight_and_has_to_lead_by_its_margin():
+    # Gaps 0.251965 and 0.1, weights 3 and 1, margins 0 and 0.5:
+    # log(1 + exp(-0.251965)) = 0.575079, log(1 + exp(0.5 - 0.1)) = 0.913015,
+    # (3 * 0.575079 + 0.913015) / 4 = 0.659563.
+    pairs = replace(
+        _pairs_of_the_worked_example(),
+        margins=torch.tensor([0.0, 0.5], dtype=torch.float64),
+        weights=torch.tensor([3.0, 1.0], dtype=torch.float64),
+    )
+
+    assert pairs.loss(_gate_of_logits()).item() == pytest.approx(0.659563, abs=1e-6)
+
+
+def test_a_tie_is_half_right_and_pairs_count_by_their_weight():
+    # Gaps under g = (1, 0, 0): 0.25, -0.1 and 0; weights 3, 1, 2: (3 + 0 + 1) / 6.
+    worked = _pairs_of_the_worked_example()
+    pairs = worked.take(torch.tensor([0, 1, 1]))
+    pairs.rejected[2] = pairs.chosen[2]
+    pairs = replace(pairs, weights=torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64))
+    gates = torch.tensor([[1.0, 0.0, 0.0]] * 3, dtype=torch.float64)
+
+    assert pairs.accuracy(gates) == pytest.approx(4 / 6)
 
 
 def test_the_worked_gradient_of_the_gate_is_reproduced():
@@ -202,6 +229,36 @@ def test_a_pair_of_no_weight_changes_nothing():
     assert torch.equal(*gates)
 
 
+def test_weights_decide_who_is_drawn_and_not_again_what_a_drawn_pair_counts(monkeypatch):
+    features, targets = _toy(40)
+    pairs = GatePairs.of(_fit(features, targets).head, features.values, targets)
+    heavy = replace(pairs, weights=torch.arange(1.0, 41.0))
+    plain, seen = mixture.bradley_terry, []
+
+    def watched(chosen, rejected, margins, weights, *, options):
+        seen.append(weights)
+        return plain(chosen, rejected, margins, weights, options=options)
+
+    monkeypatch.setattr(mixture, "bradley_terry", watched)
+    fit_gate(_fit(features, targets).head, heavy, pairs, replace(FAST, steps=2, evaluate_every=2))
+
+    # A look, two steps and a look.
+    assert all(torch.equal(weights, torch.ones(40)) for weights in seen[-3:-1])
+
+
+def test_both_answers_of_every_pair_are_the_reference_of_the_debiasing():
+    features, targets = _toy()
+    fit = _fit(features, targets)
+    h = features.values[:, :-N_CONTEXT]
+    raw = fit.head.objective_scores(h[targets.pairs.reshape(-1)]).double().numpy()
+    found = find_lambdas(raw, 2)
+
+    for k, line in enumerate(fit.report["objectives"]):
+        assert line["lambda"] == found.lambdas[k]
+        assert line["verbosity_correlation"] == pytest.approx(found.before[k], abs=1e-12)
+    assert fit.report["n_reference_pairs"] == len(targets.pairs)
+
+
 def test_scores_are_those_of_the_formula_written_out_plainly():
     features, targets = _toy()
     fit = _fit(features, targets)
@@ -282,11 +339,17 @@ def test_the_best_gate_is_kept_and_patience_ends_the_fit():
     targets.pairs[coin] = targets.pairs[coin].flip(1)
     options = replace(FAST, steps=400, evaluate_every=5, patience=2, lr=0.5)
     seen = []
-    gate = _fit(features, targets, options, on_look=seen.append).report["gate"]
+    fit = _fit(features, targets, options, on_look=seen.append)
+    gate = fit.report["gate"]
     losses = {look.step: look.validation_loss for look in seen}
 
     assert losses[gate["kept_step"]] == min(losses.values()) == gate["validation_loss"]
     assert max(losses) == gate["kept_step"] + 2 * 5 < 400
+    pairs = GatePairs.of(fit.head, features.values, targets)
+    _, held_out = training_parts(pairs, targets, options, 0)
+    assert held_out.loss(fit.head).item() == pytest.approx(gate["validation_loss"], abs=1e-7)
+    # The last gate was worse, so it is not the one that was kept.
+    assert losses[max(losses)] > gate["validation_loss"] + 1e-3
 
 
 def test_the_report_is_plain_json():

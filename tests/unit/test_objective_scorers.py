@@ -172,6 +172,20 @@ def test_steering_that_cannot_be_is_refused(files, capsys, arguments, message):
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("arguments", [["--weights", "price=1"], ["--require", "price<=1"]])
+def test_steering_by_what_is_not_there_is_refused_before_anything_is_scored(
+    files, capsys, monkeypatch, arguments
+):
+    def scored(panel, answers):
+        raise AssertionError("hours of reading came first")
+
+    monkeypatch.setattr(ObjectivePanel, "objective_scores", scored)
+    with pytest.raises(SystemExit) as end:
+        main(["select", *files, *arguments])
+    assert end.value.code not in (0, None)
+    assert "no objective 'price'" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_scorer_of_one_score_cannot_be_steered(files, capsys):
     with pytest.raises(SystemExit) as end:
         main(["select", "longest", files[1], "--rule", "pareto"])

@@ -91,6 +91,9 @@ def test_alpha_is_that_of_the_lowest_error_on_the_validation_rows():
         assert one.alpha == grid[int(np.argmin(errors))]
         assert one.mse == pytest.approx(min(errors), rel=1e-5)
         assert one.mse < one.mean_mse
+        # The mean that it is held against is of the rows it was fitted on.
+        of_mean = (y[validation, k] - y[fit, k].mean()).square().mean()
+        assert one.mean_mse == pytest.approx(float(of_mean))
         assert one.spearman > 0.9
         assert (one.n_fit, one.n_validation, one.is_last) == (80, 40, False)
 
@@ -103,6 +106,52 @@ def test_labels_that_features_do_not_explain_take_the_last_alpha_and_say_so():
 
     assert one.is_last
     assert one.alpha == 1e4
+
+
+def test_of_alphas_with_the_same_error_the_largest_is_taken():
+    # Rated rows whose features are 0 give w = 0 at every alpha, so every error is that of 0.
+    x = torch.zeros(6, 2)
+    y = torch.tensor([[0.2], [0.4], [0.6], [0.8], [0.1], [0.3]], dtype=torch.float64)
+    one = fit_ratings(x, y, torch.arange(4), torch.arange(4, 6), [1.0, 0.1, 10.0])[0]
+
+    assert (one.alpha, one.is_last) == (10.0, True)
+    assert one.mse == pytest.approx((0.01 + 0.09) / 2)
+    assert one.spearman is None
+
+
+@pytest.mark.parametrize(("scale", "alpha"), [(1.0, 1e-4), (1e4, 1e-4), (1e5, 1e-3), (1e4, 1e-10)])
+def test_fewer_rows_than_large_features_give_the_ridge_solution_on_other_rows_too(scale, alpha):
+    # w = V s / (s^2 + alpha) U'y lies in the span of the rows. Rounding of X'X is not in it, and
+    # divided by a small alpha it would show on rows that were not fitted.
+    generator = torch.Generator().manual_seed(0)
+    x = scale * torch.randn(20, 60, generator=generator, dtype=torch.float64)
+    x = torch.cat([x, x[:5]])
+    y = torch.rand(25, 2, generator=generator, dtype=torch.float64)
+    y[20:] = y[:5]
+    y[10:15, 1] = NAN
+    other = scale * torch.randn(50, 60, generator=generator, dtype=torch.float64)
+    weights = sparse_ridge(x, y, [alpha])[0]
+
+    for k in range(2):
+        known = ~torch.isnan(y[:, k])
+        u, s, vt = torch.linalg.svd(x[known], full_matrices=False)
+        is_real = s > 1e-9 * s.max()
+        plain = vt.T @ (torch.where(is_real, s / (s**2 + alpha), 0.0) * (u.T @ y[known, k]))
+        np.testing.assert_allclose(other @ weights[k], other @ plain, atol=1e-6)
+
+
+def test_objectives_without_ratings_with_few_and_with_many_stand_side_by_side():
+    # 0, 2 and 6 rated rows of 3 features: no weights, X'(XX' + I)^-1 y and (X'X + I)^-1 X'y.
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    y = torch.rand(6, 3, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    y[:, 0] = NAN
+    y[2:, 1] = NAN
+    weights = sparse_ridge(x, y, [1.0])[0]
+
+    assert not weights[0].any()
+    for k, n in ((1, 2), (2, 6)):
+        plain = Ridge(alpha=1.0, fit_intercept=False).fit(x[:n], y[:n, k])
+        np.testing.assert_allclose(weights[k], plain.coef_, atol=1e-12)
 
 
 def test_features_that_are_not_finite_are_refused_with_their_row():

@@ -205,7 +205,7 @@ def test_an_axis_that_unieval_does_not_have_needs_its_range():
         table_of(row)
     assert str(caught.value) == (
         "rows[0]: the range of the rating 'wit' is not known; expected it stated: --rating "
-        "wit:LOW..HIGH."
+        "wit=scores.wit:LOW..HIGH."
     )
     assert ratings_of(table_of(row, ratings=["wit=scores.wit:0..10"])) == near({"wit": [0.7]})
 
@@ -344,6 +344,24 @@ def test_a_range_of_ones_own_goes_before_the_known_one():
 def test_only_the_objectives_that_were_named_are_read_and_known_ones_need_no_range():
     table = table_of(helpsteer("a", 9, 1, 2, 3, 4), ratings=["verbosity", "deep=complexity:0..4"])
     assert ratings_of(table) == near({"deep": [0.75], "verbosity": [0.9]})
+
+
+def test_another_column_for_a_known_objective_is_not_the_known_column():
+    # `mine` says 0 where HelpSteer's own column says 4; only its own range is known.
+    row = {**helpsteer("a", 4, 1, 2, 3, 4), "mine": 0}
+    with pytest.raises(FormatError, match=r"--rating helpfulness=mine:LOW\.\.HIGH"):
+        table_of(row, ratings=["helpfulness=mine"])
+    assert ratings_of(table_of(row, ratings=["helpfulness=mine:0..4"])) == {"helpfulness": [0.0]}
+    # The known column by its own name is the known one.
+    named = table_of(row, ratings=["helpfulness=helpfulness"])
+    assert ratings_of(named) == near({"helpfulness": [0.9]})
+
+
+def test_the_advice_of_a_refused_rating_names_the_column_it_stands_in():
+    row = {"prompt": "p", "response": "a", "ratings": {"tone": 3}}
+    with pytest.raises(LabelError, match=r"--rating tone=ratings\.tone:LOW\.\.HIGH"):
+        table_of(row)
+    assert ratings_of(table_of(row, ratings=["tone=ratings.tone:1..5"])) == {"tone": [0.5]}
 
 
 def test_no_ratings_are_read_unless_asked_for():

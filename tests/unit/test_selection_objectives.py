@@ -59,6 +59,9 @@ def test_weights_of_what_is_not_there_or_there_twice_are_refused():
         ("helpfulness - 2*verbosity >= -1", {"helpfulness": 1.0, "verbosity": -2.0}, ">=", -1.0),
         ("-0.5 * code-style + is_safe>=1e-3", {"code-style": -0.5, "is_safe": 1.0}, ">=", 1e-3),
         ("a + a <= 1", {"a": 2.0}, "<=", 1.0),
+        # Names as joined tables and objectives have them.
+        ("pairs/help - 2*ratings/help<=0", {"pairs/help": 1.0, "ratings/help": -2.0}, "<=", 0.0),
+        ("2*3h + clarté.b_1 >= .5", {"3h": 2.0, "clarté.b_1": 1.0}, ">=", 0.5),
     ],
 )
 def test_constraints_are_linear_sums_against_a_number(text, coefficients, relation, bound):
@@ -66,7 +69,11 @@ def test_constraints_are_linear_sums_against_a_number(text, coefficients, relati
 
 
 @pytest.mark.parametrize(
-    "text", ["verbosity", "verbosity<0.5", "<=1", "a<=b", "a b<=1", "2<=3", "a<=nan", "a**b<=1", ""]
+    "text",
+    [
+        *("verbosity", "verbosity<0.5", "<=1", "a<=b", "a b<=1", "2<=3", "a<=nan", "a**b<=1", ""),
+        *("a/ b<=1", "2 - a<=1", "a - <=1", "a*2<=1", "0<=a<=1"),
+    ],
 )
 def test_constraints_that_cannot_be_read_are_refused(text):
     with pytest.raises(RecipeError, match="expected objectives on the left"):

@@ -11,20 +11,36 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 from retrm.data.messages import read_messages, read_text, split_answer
-from retrm.errors import DataError, RecipeError, did_you_mean
+from retrm.errors import DataError, MissingExtraError, RecipeError, did_you_mean
 from retrm.records import Answer, Message, Prompt
 from retrm.service.client import AsyncRewardClient, Reward, RewardClient
 
 SCORER_VARIABLE, URL_VARIABLE = "RETRM_SCORER", "RETRM_URL"
 _SERVER = "retrm:"
 _OVERLONG = {"error": "error", "truncate_prompt": "truncate_left"}
+_LOCAL = ("torch", "transformers", "jaxtyping")  # of the extra local
 POLICIES = ("error", "truncate_prompt", "truncate_response")
 """A trainer needs a reward for every answer, so none may be left out."""
+
+
+@contextmanager
+def _in_this_process() -> Iterator[None]:
+    """Say what is missing where only what a server needs is installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in _LOCAL:
+            raise
+        raise MissingExtraError(
+            f"judging in this process needs {error.name}; run pip install 'retrm[local]', or name a "
+            "server: retrm:http://..."
+        ) from error
 
 
 class Judge:
@@ -179,6 +195,7 @@ class Judge:
                 self._async_client = AsyncRewardClient(url, model=self.model)
             return self._async_client
 
+    @_in_this_process()
     def _here(self, answers: Sequence[Answer]) -> list[Reward]:
         from retrm.metrics.kernels import sigmoid
         from retrm.scorers.together import judge_chunks
@@ -204,6 +221,7 @@ class Judge:
             for score, calibrated, n, is_cut in rows
         ]
 
+    @_in_this_process()
     def _rendered_here(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Reward]:
         from retrm.backbone.foreign_text import read_text as read_foreign
         from retrm.metrics.kernels import sigmoid

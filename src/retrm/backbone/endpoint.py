@@ -143,6 +143,66 @@ def sample_endpoint(
     return _in_order(_Asker(client, takes_parts, on_answer), jobs, concurrency, counter)
 
 
+def continue_endpoint(
+    url: str,
+    model: str,
+    texts: Sequence[str],
+    *,
+    n: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    concurrency: int = 8,
+    timeout_s: float = 600.0,
+    retries: int = 5,
+    pause_s: float = 0.5,
+    key_variable: str = KEY_VARIABLE,
+) -> Iterator[Sampled]:
+    """Ask an engine to continue texts as they stand, POST {url}/v1/completions; otherwise as `sample_endpoint`.
+
+    Args:
+        url: of the engine.
+        model: the name by which the engine knows it.
+        texts: what to continue; no chat template is applied.
+        n: continuations of each.
+        temperature: passed on.
+        top_p: passed on.
+        top_k: passed on where it is above 0: no part of OpenAI's protocol, known to vLLM, SGLang and
+            llama.cpp.
+        max_new_tokens: passed on as `max_tokens`.
+        seed: each continuation gets its own seed made from this one.
+        concurrency: requests at a time.
+        timeout_s: seconds of silence after which a request counts as failed.
+        retries: further attempts for what may pass.
+        pause_s: seconds before the second attempt.
+        key_variable: environment variable with the bearer key, if the engine wants one.
+
+    Raises:
+        EndpointError: the URL is none, or the engine refused, was not there or answered nonsense.
+    """
+    client = PatientClient(
+        api_url(url, "completions"),
+        connections=concurrency,
+        timeout_s=timeout_s,
+        retries=retries,
+        pause_s=pause_s,
+        key_variable=key_variable,
+    )
+    settings: dict[str, Any] = {
+        **{"model": model, "temperature": temperature, "top_p": top_p},
+        **{"max_tokens": max_new_tokens, **({"top_k": top_k} if top_k else {})},
+    }
+    jobs = (
+        _Job(place, number, {"prompt": text, **settings, "seed": _seed_of(seed, text, number)})
+        for place, text in enumerate(texts)
+        for number in range(n)
+    )
+    counter = _Counter(len(texts) * n, None)
+    return _in_order(_Asker(client, False, None), jobs, concurrency, counter)
+
+
 def engine_of(client: PatientClient) -> str:
     """Which engine answers, by its list of models: `vllm`, `sglang`, `llamacpp`, or "" = it is not said.
 
@@ -167,10 +227,13 @@ def _jobs(
             body["tools"] = [dict(tool) for tool in prompt.tools]
         key = prompt.key
         for number in range(n):
-            # Keyed by what is asked, as local sampling is: a run that goes on repeats no seed.
-            digest = hashlib.sha256(f"{seed} {key} {number}".encode()).digest()
-            own_seed = int.from_bytes(digest[:4], "big") >> 1  # engines take 31 bits
-            yield _Job(place, number, {**body, "seed": own_seed})
+            yield _Job(place, number, {**body, "seed": _seed_of(seed, key, number)})
+
+
+def _seed_of(seed: int, key: str, number: int) -> int:
+    """Keyed by what is asked, as local sampling is: a run that goes on repeats no seed."""
+    digest = hashlib.sha256(f"{seed} {key} {number}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1  # engines take 31 bits
 
 
 def _sent(message: Message) -> dict[str, Any]:
@@ -293,7 +356,7 @@ class _Asker:
         return answer
 
     def _answer(self, job: _Job) -> Sampled:
-        body = {**job.body, **self._neutral()}
+        body = {**self._neutral(), **job.body}
         retries = self.client.patience.retries
         for attempt in range(retries + 1):
             reply = self.client.post(body, f"prompt {job.prompt}")
@@ -337,7 +400,9 @@ def _read(response: httpx.Response, job: _Job, where: str, *, takes_parts: bool)
             f"{response.text[:200]!r}. Is it an engine with the chat-completions protocol?"
         ) from error
     try:
-        choice, message = body["choices"][0], body["choices"][0]["message"]
+        choice = body["choices"][0]
+        # Of /v1/completions, which has no messages.
+        message = {"content": choice["text"]} if "text" in choice else choice["message"]
         text, reason = message["content"], choice.get("finish_reason")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise EndpointError(

@@ -92,6 +92,45 @@ def sample(
     return _sample_here(run, len(prompts), n, on_progress)
 
 
+def continue_ids(
+    backbone: Backbone,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    n: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Sampled]:
+    """Continue token ids as they stand, without a chat template; otherwise as `sample`.
+
+    Args:
+        backbone: what to sample from; in this process.
+        prompts: token ids, none empty.
+        n: continuations of each.
+        temperature: as for `sample`.
+        top_p: as for `sample`.
+        top_k: as for `sample`.
+        max_new_tokens: as for `sample`.
+        seed: as for `sample`.
+        batch_size: as for `sample`.
+
+    Raises:
+        RecipeError: an option is out of range, or the backbone lies on the workers of an engine.
+        OverlongError: a prompt with `max_new_tokens` is longer than the context.
+    """
+    options = SampleOptions(n, temperature, top_p, top_k, max_new_tokens, seed, batch_size)
+    if isinstance(backbone, RemoteBackbone):
+        raise RecipeError(
+            f"{backbone.name!r} lies on the workers of an engine, and texts are continued in this process "
+            "only; use engine local"
+        )
+    _check_room(backbone, prompts, max_new_tokens)
+    return _sample_here(Run(backbone, prompts, options, Following()), len(prompts), n, None)
+
+
 class Drawing:
     """Answers to one prompt, drawn a token at a time when the caller says so.
 
@@ -152,14 +191,20 @@ def _rendered(
 ) -> list[tuple[int, ...]]:
     """Token ids of the prompts, each with room for an answer."""
     rendered = [backbone.renderer.render_prompt(prompt) for prompt in prompts]
-    for index, ids in enumerate(rendered):
+    _check_room(backbone, rendered, max_new_tokens)
+    return rendered
+
+
+def _check_room(
+    backbone: Backbone, prompts: Sequence[tuple[int, ...]], max_new_tokens: int
+) -> None:
+    for index, ids in enumerate(prompts):
         if len(ids) + max_new_tokens > backbone.context_length:
             raise OverlongError(
                 f"prompt {index} has {len(ids)} tokens; with max_new_tokens={max_new_tokens} it "
                 f"exceeds the context of {backbone.context_length} tokens of {backbone.name}. "
                 "Shorten the prompt or lower max_new_tokens"
             )
-    return rendered
 
 
 def _check_following(following: Following, options: SampleOptions) -> None:

@@ -24,6 +24,7 @@ from retrm.backbone.fingerprint import fingerprint_model
 from retrm.backbone.gguf import copy_of, plain_copy
 from retrm.backbone.locate import locate
 from retrm.backbone.quiet import quiet_transformers
+from retrm.backbone.reference import ReferenceRenderer
 from retrm.backbone.render import ChatRenderer
 from retrm.backbone.resolve import (
     ModelSource,
@@ -47,6 +48,7 @@ def load_backbone(
     dtype: str = "float32",
     device: str = "cpu",
     counts_end: bool = True,
+    template: str = "chat",
     trust_remote_code: bool = False,
     on_progress: Callable[[str], None] = _LOG.info,
 ) -> Backbone:
@@ -58,6 +60,7 @@ def load_backbone(
             is float16). bfloat16 halves the memory and is faster only where the processor has it.
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` = the accelerator if there is one.
         counts_end: whether the end-of-turn token belongs to the judged tokens.
+        template: `chat`, or `reference` (`retrm.backbone.reference`).
         trust_remote_code: run Python code that comes with the model.
         on_progress: told in words what goes on while files are fetched or converted.
 
@@ -74,6 +77,10 @@ def load_backbone(
                 f"got dtype={dtype!r} and device={device!r} for the toy backbone; it runs in "
                 "float32 on the cpu only"
             )
+        if template != "chat":
+            raise BackboneError(
+                f"got template={template!r} for the toy backbone, which knows chats only; take a real model"
+            )
         return FakeBackbone(counts_end=counts_end)
     folder = model_folder(source, on_progress)
     tokenizer, model = _load_folder(
@@ -81,7 +88,9 @@ def load_backbone(
     )
     model = _move(model, chosen, name)
     located = locate(model)
-    renderer = ChatRenderer(tokenizer, counts_end=counts_end)
+    renderer: ChatRenderer | ReferenceRenderer = ChatRenderer(tokenizer, counts_end=counts_end)
+    if template == "reference":
+        renderer = ReferenceRenderer.of(renderer, located.context_length)
     fingerprint = fingerprint_model(
         model, tokenizer, renderer.template_text, unembedding=located.unembedding
     )

@@ -39,6 +39,7 @@ class BackboneHandle:
         dtype: in which it multiplies.
         device: as the worker sees it.
         counts_end: whether the end-of-turn token belongs to the judged tokens.
+        template: as for `load_backbone`.
         trust_remote_code: run Python code that comes with the model.
         fingerprint: that it must have; None = not known yet.
     """
@@ -47,6 +48,7 @@ class BackboneHandle:
     dtype: str = "float32"
     device: str = "cpu"
     counts_end: bool = True
+    template: str = "chat"
     trust_remote_code: bool = False
     fingerprint: Fingerprint | None = None
 
@@ -72,6 +74,7 @@ def _loaded(handle: BackboneHandle) -> Backbone:
         dtype=handle.dtype,
         device=handle.device,
         counts_end=handle.counts_end,
+        template=handle.template,
         trust_remote_code=handle.trust_remote_code,
     )
 
@@ -155,6 +158,7 @@ def open_backbone(
     dtype: str = "float32",
     device: str = "cpu",
     counts_end: bool = True,
+    template: str = "chat",
     trust_remote_code: bool = False,
 ) -> Backbone:
     """A backbone in this process, or on the workers of an engine.
@@ -165,6 +169,7 @@ def open_backbone(
         dtype: as for `load_backbone`.
         device: as for `load_backbone`; with an engine, as a worker sees it.
         counts_end: whether the end-of-turn token belongs to the judged tokens.
+        template: as for `load_backbone`.
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
@@ -175,6 +180,7 @@ def open_backbone(
         "dtype": dtype,
         "device": device,
         "counts_end": counts_end,
+        "template": template,
         "trust_remote_code": trust_remote_code,
     }
     if engine is None:

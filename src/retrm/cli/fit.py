@@ -244,6 +244,7 @@ def fit(
             dtype=dtype,
             device=device,
             counts_end=methods[0].recipe.counts_end,
+            template=methods[0].recipe.template,
         )
         err.print(f"{len(table):,} answers to {len(table.candidate_sets()):,} prompts from {data}")
         store = output / "features"

@@ -15,9 +15,12 @@ from retrm.cli.data import app as data_app
 from retrm.cli.doctor import doctor
 from retrm.cli.evaluate import evaluate
 from retrm.cli.export import export
+from retrm.cli.finetune import finetune
 from retrm.cli.fit import fit
 from retrm.cli.grade import grade
 from retrm.cli.inspect import inspect
+from retrm.cli.judge import app as judge_app
+from retrm.cli.polar import app as polar_app
 from retrm.cli.sample import sample
 from retrm.cli.score import score
 from retrm.cli.select import select
@@ -43,12 +46,17 @@ app = App(
 )
 
 # In the order in which a newcomer meets them; modules of verbs import nothing heavy.
-for verb in (sample, grade, fit, score, select, calibrate, serve, inspect, audit, doctor, export):
+for verb in (
+    *(sample, grade, fit, finetune, score, select, calibrate),
+    *(serve, inspect, audit, doctor, export),
+):
     app.command(verb)
 app.command(evaluate, name="eval")
 app.command(compare)
 app.command(cascade)
 app.command(data_app)
+app.command(judge_app)
+app.command(polar_app)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -196,10 +196,14 @@ class _Steering:
 
         from retrm.scorers.objectives import MixtureObjectives, objectives_of
         from retrm.selection import weighted_scores
+        from retrm.selection.objectives import check_weights
 
         if not self.needs_objectives:
             return _Judged(scorer.score(answers), None, None)
         panel = objectives_of(scorer)
+        sums = [one.coefficients for one in self.constraints]
+        for named in sums if self.weights is None else [self.weights, *sums]:
+            check_weights(named, panel.objectives)  # before hours of reading
         if isinstance(panel, MixtureObjectives):
             values, scores = panel.with_scores(answers)
         else:

@@ -1,11 +1,14 @@
 """Settings in a TOML file: strict, so that a misspelt key is an error and not a default."""
 
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from retrm.errors import RecipeError, did_you_mean
+
+Options = TypeVar("Options")
 
 
 def read_settings(config: Path | None, tables: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -34,3 +37,36 @@ def read_settings(config: Path | None, tables: Iterable[str]) -> dict[str, dict[
         if key not in known:
             raise RecipeError(f"{config}: unknown table [{key}]. {did_you_mean(key, known)}")
     return values
+
+
+def options_of(kind: type[Options], values: Mapping[str, Any], place: str) -> Options:
+    """The dataclass `kind` with the values of a table; "none" is None.
+
+    Args:
+        kind: a dataclass with defaults.
+        values: of the table.
+        place: the table's name, for messages.
+
+    Raises:
+        RecipeError: an unknown key, a value of another type, or one that is impossible.
+    """
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise RecipeError(f"[{place}]: unknown key {key!r}. {did_you_mean(key, hints)}")
+        allowed = get_args(hints[key]) or (hints[key],)
+        if value == "none" and NoneType in allowed:
+            given[key] = None
+            continue
+        number = (
+            float(value)
+            if type(value) is int and float in allowed and int not in allowed
+            else value
+        )
+        types = tuple(one for one in allowed if isinstance(one, type))
+        if types and (not isinstance(number, types) or isinstance(number, bool)):
+            names = " or ".join(one.__name__ for one in types if one is not NoneType)
+            raise RecipeError(f"[{place}]: got {key} = {value!r}; expected {names}")
+        given[key] = number
+    return kind(**given)

@@ -12,6 +12,7 @@ and wins (`Format.beats`); where two remain, nothing is guessed and the user is 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from retrm.data.formats import FORMATS
@@ -19,8 +20,9 @@ from retrm.data.parsed import NO_OPTIONS, Options, Parsed
 from retrm.data.rating_columns import ATTRIBUTES
 from retrm.data.ratings import rated
 from retrm.data.read import Record
-from retrm.data.values import GOLD
+from retrm.data.values import GOLD, read_reference
 from retrm.errors import FormatError, did_you_mean
+from retrm.records import Reference
 
 # Beside these, ranks or scores no longer say that the record is a ranked list.
 _OUTCOMES = ("correct", *GOLD, "token_ids", "finished", "logprobs", "keys")
@@ -136,8 +138,21 @@ def parse(record: Record, format: str, options: Options = NO_OPTIONS) -> Parsed:
             f"{record.where}: format {format!r} needs {_needed(lacking)}; got the columns "
             f"{_listed(record.fields) or 'none'}. {_rename(lacking, record.fields)}"
         )
-    parsed = FORMATS[format].parse(record, options)
+    parsed = _with_reference(record, FORMATS[format].parse(record, options))
     if options.ratings is None:
         return parsed
     known = FORMATS[format].rating_columns(record.fields)
     return rated(record, parsed, known, options.ratings, members=FORMATS[format].members)
+
+
+def _with_reference(record: Record, parsed: Parsed) -> Parsed:
+    """The answers with what they may be compared with, where the record has it."""
+    value = record.fields.get("reference")
+    if parsed.format == "reference" or (isinstance(value, str) and value.strip()):
+        reference = read_reference(record.fields, record.where)
+    else:  # in other formats a `reference` that is no text is somebody else's column
+        reference = None if parsed.gold is None else Reference(parsed.gold)
+    if reference is None:
+        return parsed
+    answers = tuple(replace(answer, reference=reference) for answer in parsed.answers)
+    return replace(parsed, answers=answers)

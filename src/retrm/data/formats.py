@@ -12,12 +12,14 @@ Conventions of every format:
 * of a conversation only the LAST assistant turn is judged.
 * labels: true/false, 0/1, "true"/"false", "C"/"I" (correct, incorrect); null and NaN = missing.
 * `ranks`: 1 is best. `scores`: higher is better. Equal ones are ties, kept as equal ranks.
+* `reference`: a good answer that comparing scorers read, a text or messages, with `wrapper` beside it
+  (sft or pretrain); without that column it is the reference answer of above.
 * an empty answer is refused, unless the token ids that were sampled are given.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from retrm.data.inspect_log import parse_inspect
@@ -444,17 +446,29 @@ def _parse_messages(record: Record, options: Options) -> Parsed:
 def _refuse_stepwise(record: Record, options: Options) -> Parsed:
     raise FormatError(
         f"{record.where}: got step labels (`completions` with `labels`), which are not read; expected "
-        "one label an answer. Join the steps into `response` and write one `label`: whether all steps "
-        "are right"
+        "one label an answer. Train on steps with retrm finetune --kind steps; or join them into `response` "
+        "and write one `label`: whether all steps are right"
     )
 
 
-def _refuse_reference(record: Record, options: Options) -> Parsed:
-    raise FormatError(
-        f"{record.where}: got a record that is judged against its `reference`, which is not read; "
-        "expected answers that are judged alone. Name the format to leave `reference` unread, for "
-        "example --format preference"
-    )
+def _parse_reference(record: Record, options: Options) -> Parsed:
+    """One answer or a pair that is compared with `reference`, which `detect.parse` attaches."""
+    fields, where = record.fields, record.where
+    if "chosen" in fields:
+        if "rejected" not in fields:
+            raise FormatError(
+                f"{where}: got `reference` and `chosen` without `rejected`; expected a pair. Name a single "
+                "answer `output`"
+            )
+        return replace(_parse_preference(record, options), format="reference")
+    prompt = read_prompt(fields, PROMPT, where)
+    column = next(name for name in ("output", *RESPONSE) if name in fields)
+    value = fields[column]
+    text = _side_text(value, prompt, where, column) if isinstance(value, list) else value
+    text = read_answer(text, where, column)
+    has_label = "label" in fields
+    label = read_label(fields["label"], where) if has_label else math.nan
+    return _one(record, "reference", label, is_labelled=has_label, prompt=prompt, text=text)
 
 
 # ------------------------------------------------------------------------------------- the registry
@@ -543,9 +557,9 @@ FORMATS: Mapping[str, Format] = {
         rates="overall_score 1..10; instruction_following, truthfulness, honesty, helpfulness 1..5",
     ),
     "reference": Format(
-        "answers judged against a reference (known, not read)",
+        "an answer, or a chosen and a rejected one, to be compared with a reference (POLAR)",
         (PROMPT, ("reference",), ("output", "chosen", *RESPONSE)),
-        _refuse_reference,
+        _parse_reference,
         beats=(
             "pointwise",
             "preference",
@@ -554,7 +568,6 @@ FORMATS: Mapping[str, Format] = {
             "unlabelled",
             "messages",
         ),
-        is_readable=False,
     ),
     "pointwise": Format(
         "one answer rated on several attributes",

@@ -50,7 +50,7 @@ def _identity(answer: Answer) -> _Identity:
     """All that an answer is; where it was read is no part of it, and the prompt_id stands for the prompt."""
     return (
         *(answer.prompt_id, answer.response, answer.response_ids, answer.finished),
-        *(answer.key, answer.logprob, answer.score, answer.pruned),
+        *(answer.key, answer.logprob, answer.score, answer.pruned, answer.reference),
     )
 
 

@@ -53,7 +53,15 @@ from retrm.data.rating_columns import RatingColumn, WantedRatings
 from retrm.data.read import Record, read_records
 from retrm.data.values import EmptyAnswerError
 from retrm.errors import DataError, FormatError, LabelError, did_you_mean
-from retrm.records import Answer, AnswerTable, Pair, Prompt, RankedList, RatingScale
+from retrm.records import (
+    Answer,
+    AnswerTable,
+    Pair,
+    Prompt,
+    RankedList,
+    RatingScale,
+    Reference,
+)
 
 Empty = Literal["error", "drop"]
 Ratings = Literal["known"] | Sequence[str | RatingColumn]
@@ -305,7 +313,7 @@ class _PromptIds:
         return prompt
 
 
-_Text = tuple[str, str, tuple[int, ...] | None]
+_Text = tuple[str, str, tuple[int, ...] | None, Reference | None]
 _Rated = tuple[tuple[str, float], ...]
 
 
@@ -349,7 +357,7 @@ class _Builder:
         answer = parsed.answers[i]
         # Labels are no part of the identity: a preference's answers have none, and rated or sampled
         # answers keep their own rows, so no label is lost. Ratings are: a row holds one of an objective.
-        text = (answer.prompt_id, answer.response, answer.response_ids)
+        text = (answer.prompt_id, answer.response, answer.response_ids, answer.reference)
         rated = _ratings_of(parsed, i)
         if text in self.texts:
             if not parsed.are_samples and not parsed.is_labelled and (text, rated) in self.rows:

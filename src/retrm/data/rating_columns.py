@@ -48,6 +48,12 @@ class RatingColumn:
     def __post_init__(self) -> None:
         check_objective(self.objective)
 
+    @property
+    def written(self) -> str:
+        """Objective and column as people write them, without the range."""
+        is_plain = self.column == self.objective
+        return self.objective if is_plain else f"{self.objective}={self.column}"
+
     @classmethod
     def of(cls, text: str) -> Self:
         """A column as people write it.

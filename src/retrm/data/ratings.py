@@ -55,8 +55,7 @@ def rated(
     offered = {column.objective: column for column in (*known, *_own_columns(record))}
     chosen = dict(offered) if wanted.takes_known else {}
     for column in wanted.columns:
-        taken = offered.get(column.objective) if column.scale is None else None
-        chosen[column.objective] = taken or column
+        chosen[column.objective] = _with_known_range(column, offered)
     ratings: dict[str, tuple[float, ...]] = {}
     scales: dict[str, RatingScale] = {}
     for objective, column in chosen.items():
@@ -67,11 +66,19 @@ def rated(
         scale = column.scale or _refuse_scale(record, column, offered)
         where = [_place(column, parsed, i, members) for i in range(len(values))]
         ratings[objective] = tuple(
-            _read(value, scale, record.where, place, objective)
+            _read(value, scale, record.where, place, column)
             for value, place in zip(values, where, strict=True)
         )
         scales[objective] = scale
     return replace(parsed, ratings=ratings, scales=scales)
+
+
+def _with_known_range(column: RatingColumn, offered: Mapping[str, RatingColumn]) -> RatingColumn:
+    """The known column of that objective, unless a range or another column was stated."""
+    known = offered.get(column.objective)
+    if known is None or column.scale is not None:
+        return column
+    return known if column.column in (column.objective, known.column) else column
 
 
 def _own_columns(record: Record) -> tuple[RatingColumn, ...]:
@@ -136,7 +143,7 @@ def _place(column: RatingColumn, parsed: Parsed, i: int, members: str | None) ->
     return column.column if parsed.score_shape == "one" else f"{column.column}[{i}]"
 
 
-def _read(value: Any, scale: RatingScale, where: str, column: str, objective: str) -> float:
+def _read(value: Any, scale: RatingScale, where: str, place: str, column: RatingColumn) -> float:
     """One rating from 0 to 1; NaN where it is missing.
 
     Raises:
@@ -145,15 +152,15 @@ def _read(value: Any, scale: RatingScale, where: str, column: str, objective: st
     is_word = isinstance(value, bool) or (isinstance(value, str) and value in LABELS)
     if is_word and (scale.low, scale.high) != (0, 1):
         raise LabelError(
-            f"{where}: `{column}` is {kind_of(value)}; expected a number from {scale.low:g} to "
+            f"{where}: `{place}` is {kind_of(value)}; expected a number from {scale.low:g} to "
             f"{scale.high:g}, or null where it is missing"
         )
-    given = read_label(value, where, column) if is_word else read_rating(value, where, column)
+    given = read_label(value, where, place) if is_word else read_rating(value, where, place)
     if not math.isnan(given) and not scale.holds(given):
         raise LabelError(
-            f"{where}: `{column}` is {kind_of(value)}; expected {scale.low:g} to {scale.high:g}, the "
-            f"range of the rating {objective!r}. Mend the record, or state the range: --rating "
-            f"{objective}:LOW..HIGH"
+            f"{where}: `{place}` is {kind_of(value)}; expected {scale.low:g} to {scale.high:g}, the "
+            f"range of the rating {column.objective!r}. Mend the record, or state the range: --rating "
+            f"{column.written}:LOW..HIGH"
         )
     return scale.scaled(given)
 
@@ -162,7 +169,8 @@ def _refuse_scale(
     record: Record, column: RatingColumn, offered: Mapping[str, RatingColumn]
 ) -> NoReturn:
     known = [name for name, one in offered.items() if one.scale is not None]
+    near = "" if column.objective in known else did_you_mean(column.objective, known)
     raise FormatError(
         f"{record.where}: the range of the rating {column.objective!r} is not known; expected it "
-        f"stated: --rating {column.objective}:LOW..HIGH. {did_you_mean(column.objective, known)}".rstrip()
+        f"stated: --rating {column.written}:LOW..HIGH. {near}".rstrip()
     )

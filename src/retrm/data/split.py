@@ -47,7 +47,7 @@ def prompt_codes(prompt_ids: Sequence[object]) -> tuple[np.ndarray, np.ndarray]:
     return codes.astype(np.int64).reshape(-1), prompts
 
 
-def _dealing_order(prompts: np.ndarray, seed: int) -> np.ndarray:
+def dealing_order(prompts: np.ndarray, seed: int) -> np.ndarray:
     """Positions of `prompts` in the order of a hash of seed and id."""
     digests = [hashlib.sha256(f"{int(seed)}\x00{prompt}".encode()).digest() for prompt in prompts]
     return np.array(sorted(range(len(digests)), key=lambda i: digests[i]), dtype=np.int64)
@@ -96,7 +96,7 @@ def split_by_prompt(
             "empty; expected at least one prompt a part. Bring more prompts or fewer parts."
         )
     part_of_prompt = np.empty(len(prompts), dtype=np.int64)
-    part_of_prompt[_dealing_order(prompts, seed)] = np.repeat(np.arange(len(sizes)), sizes)
+    part_of_prompt[dealing_order(prompts, seed)] = np.repeat(np.arange(len(sizes)), sizes)
     part_of_row = part_of_prompt[codes]
     return tuple(np.flatnonzero(part_of_row == part) for part in range(len(sizes)))
 
@@ -124,5 +124,5 @@ def prompt_folds(prompt_ids: Sequence[object], k: int, seed: int = 0) -> np.ndar
             "Bring more prompts or ask for fewer folds."
         )
     fold_of_prompt = np.empty(len(prompts), dtype=np.int64)
-    fold_of_prompt[_dealing_order(prompts, seed)] = np.arange(len(prompts)) % k
+    fold_of_prompt[dealing_order(prompts, seed)] = np.arange(len(prompts)) % k
     return fold_of_prompt[codes]

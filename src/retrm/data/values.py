@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retrm.data.messages import kind_of, read_text
-from retrm.errors import DataError, LabelError
-from retrm.records import Prompt
+from retrm.data.messages import kind_of, read_messages, read_text
+from retrm.errors import DataError, LabelError, did_you_mean
+from retrm.records import WRAPPERS, Prompt, Reference
 
 GOLD = ("answer", "gold")
 LABELS: Mapping[str, float] = {
@@ -111,6 +111,33 @@ def read_gold(fields: Mapping[str, Any], where: str, columns: Sequence[str] = GO
             f"{where}: `{column}` is {kind_of(value)}; expected the reference answer as text"
         )
     return str(value)
+
+
+def read_reference(fields: Mapping[str, Any], where: str) -> Reference:
+    """What the answers of a record are compared with: its column `reference`.
+
+    Messages become their contents joined by newlines, roles dropped (POLAR, released code).
+
+    Raises:
+        DataError: an empty reference, one that is no text, or an unknown `wrapper`.
+    """
+    wrapper = fields.get("wrapper") or "sft"
+    value = fields.get("reference")
+    if not isinstance(wrapper, str) or wrapper not in WRAPPERS:
+        raise DataError(
+            f"{where}: `wrapper` is {kind_of(wrapper)}; expected {' or '.join(WRAPPERS)}. "
+            f"{did_you_mean(str(wrapper), WRAPPERS)}"
+        )
+    if isinstance(value, list | tuple):
+        text = "\n".join(m.content for m in read_messages(value, where, "reference"))
+    else:
+        text = read_text(value, where, "reference")
+    if not text.strip():
+        raise DataError(
+            f"{where}: `reference` is empty; expected a good answer to compare with. Leave the column out "
+            "where there is none"
+        )
+    return Reference(text, wrapper)
 
 
 def read_answer(value: Any, where: str, column: str) -> str:

@@ -24,7 +24,7 @@ def baseline_scores(
 def measure(
     scores: Mapping[str, np.ndarray],
     table: AnswerTable,
-    log_probability: np.ndarray,
+    log_probability: np.ndarray | None = None,
     *,
     folds: np.ndarray | None = None,
     label_threshold: float | None = None,

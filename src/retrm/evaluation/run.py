@@ -331,7 +331,10 @@ def distinct_answers(benchmarks: Sequence[BenchmarkData]) -> dict[str, Answer]:
 
 def key_of(answer: Answer) -> str:
     """By which equal answers to equal prompts are known."""
-    body = json.dumps([answer.prompt.key, answer.response, answer.response_ids])
+    known: list[object] = [answer.prompt.key, answer.response, answer.response_ids]
+    if answer.reference is not None:
+        known += [answer.reference.text, answer.reference.wrapper]
+    body = json.dumps(known)
     return hashlib.sha256(body.encode()).hexdigest()[:KEY_CHARACTERS]
 
 

@@ -19,6 +19,7 @@ import torch
 
 from retrm.backbone.base import Backbone, Rendered, Renderer
 from retrm.backbone.batching import TOKENS_PER_BATCH, BatchPlan, plan_batches, plan_first
+from retrm.backbone.reference import FittingRenderer, template_of
 from retrm.backbone.render import fit_to_context
 from retrm.errors import RecipeError
 from retrm.features.batch_pass import BatchFeatures, PlannedBatch, batch_passes, few_passes
@@ -113,14 +114,25 @@ def render_all(
     rows: list[int] = []
     is_cut: list[bool] = []
     for row, answer in enumerate(answers):
-        whole = backbone.renderer.render(answer)
-        fitted = fit_to_context(whole, backbone.context_length, overlong, where=answer.where)
-        if fitted is None:
+        found = _within(backbone, answer, overlong)
+        if found is None:
             continue
-        is_cut.append(len(fitted.ids) < len(whole.ids))
-        kept.append(fitted)
+        is_cut.append(found[1])
+        kept.append(found[0])
         rows.append(row)
     return RenderedAnswers(tuple(kept), tuple(rows), tuple(is_cut), len(answers) - len(kept))
+
+
+def _within(
+    backbone: Rendering, answer: Answer, overlong: Overlong
+) -> tuple[Rendered, bool] | None:
+    """An answer that fits the context and whether it was cut for that; None = left out."""
+    renderer, limit = backbone.renderer, backbone.context_length
+    if isinstance(renderer, FittingRenderer):
+        return renderer.render_within(answer, limit, overlong)
+    whole = renderer.render(answer)
+    fitted = fit_to_context(whole, limit, overlong, where=answer.where)
+    return None if fitted is None else (fitted, len(fitted.ids) < len(whole.ids))
 
 
 def read(
@@ -402,6 +414,12 @@ def _check_counts_end(backbone: Backbone, recipes: Mapping[str, Recipe]) -> None
             raise RecipeError(
                 f"recipe {name!r} has counts_end={recipe.counts_end} but the backbone's renderer "
                 f"counts_end={backbone.renderer.counts_end}; load the backbone with the same value"
+            )
+        if recipe.template != (template := template_of(backbone.renderer)):
+            raise RecipeError(
+                f"recipe {name!r} has template={recipe.template!r} and the backbone was loaded with "
+                f"template={template!r}; load it with template={recipe.template!r}. "
+                "Methods of both templates are fitted one by one"
             )
 
 

@@ -16,6 +16,7 @@ Pooling = Literal["last", "mean", "max", "tokens", "prompt_end"]
 Point = Literal["residual", "post_norm", "hidden_states"]
 Source = Literal["states", "logits", "log_probability"]
 Context = Literal["none", "prompt_end"]
+Template = Literal["chat", "reference"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 _NUMBERS = r"(-?\d+)(?:\s*-\s*(\d+))?"  # 8, or the range 8-16
@@ -27,6 +28,7 @@ CHOICES = {
     "dtype": ("float32", "float16", "bfloat16"),
     "matrix": ("auto", "raw", "folded", "centred", "centred_folded"),
     "context": ("none", "prompt_end"),
+    "template": ("chat", "reference"),
 }
 # Of source log_probability, per answer, nats; entropies are of the distributions that its tokens were drawn from.
 SCALARS = (
@@ -59,6 +61,8 @@ class Recipe:
         context: what is kept of the prompt behind the pooled features of an answer: `none`, or
             `prompt_end` = the post_norm state of the last layer at the last token of the prompt, all of
             it (float32, no subspace), whatever layers the answer is read at.
+        template: `chat` = the model's own; `reference` = POLAR's comparison of the answer with a
+            reference that its record brings, ended by the model's end-of-text token.
     """
 
     layers: str = "last"
@@ -70,6 +74,7 @@ class Recipe:
     dtype: Dtype = "float32"
     counts_end: bool = True
     context: Context = "none"
+    template: Template = "chat"
 
     def __post_init__(self) -> None:
         for name in ("layers", "subspace"):
@@ -146,9 +151,12 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """As `from_dict` takes it; by this a recipe is stored, compared and hashed.
 
-        A context that is not read is left out: recipes have the identity they had before there was one.
+        A context that is not read and the template that nearly all have are left out: recipes have the
+        identity they had before there was a choice.
         """
         values = asdict(self)
+        if self.template == "chat":
+            del values["template"]
         if self.context == "none":
             del values["context"]
         return values

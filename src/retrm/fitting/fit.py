@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int64
 
 from retrm.backbone.base import Backbone
+from retrm.backbone.reference import template_of
 from retrm.data.split import prompt_folds, split_by_prompt
 from retrm.errors import FitError, OverlongError, RecipeError, RetrmError, did_you_mean
 from retrm.features.read import Overlong, Progress, Reading, read
@@ -286,7 +287,10 @@ def recipes_of(
     recipes = {m.name: m.recipe for m in methods}
     if any(answer.logprob is None for answer in table.answers if not answer.pruned):
         counts_end = backbone.renderer.counts_end
-        recipes["log_probability"] = Recipe(source="log_probability", counts_end=counts_end)
+        template = template_of(backbone.renderer)
+        recipes["log_probability"] = Recipe(
+            source="log_probability", counts_end=counts_end, template=template
+        )
     return recipes
 
 

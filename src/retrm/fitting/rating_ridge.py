@@ -8,11 +8,15 @@ A mean-loss ridge with the same solution has alpha / n_k. A missing rating is no
 Objectives that are rated on the same rows share X'X and its factor. Which ratings are missing follows
 the source of a row, so there are few patterns: X'X is made once a pattern, and those that carry k are
 added up; where patterns are many it is made once an objective instead. Every alpha costs one Cholesky
-factor for all objectives that share it. Objectives with fewer rated rows than features are solved among
-the rows, w = X'(XX' + alpha I)^-1 y, which is the same w.
+factor for all objectives that share it.
+
+An objective with fewer rated rows than features is solved among its rows, w = X'(XX' + alpha I)^-1 y:
+the same w, in fewer operations. X'X would be singular there, and its rounding, divided by a small
+alpha, would become weights that no rated row asked for.
 
 Source: ArmoRM, arXiv 2406.12845, section 3.1; alphas and convention as in its released code. Expects
-features in memory; costs n F^2 + 3 F^3 operations a pattern, in float64, and n^2 F + 3 n^3 with n < F.
+features in memory; costs n F^2 + 3 F^3 operations a pattern, in float64, with F and n the other way
+round where n < F.
 
     >>> import torch
     >>> h = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
@@ -115,24 +119,32 @@ def sparse_ridge(
         )
     grid = checked_penalties(alphas)
     is_known = ~torch.isnan(ratings)
+    labels = torch.nan_to_num(ratings.double())
     out = torch.zeros(len(grid), ratings.shape[1], x.shape[1], dtype=torch.float64)
-    n_rated = is_known.sum(dim=0)
-    few = ((n_rated > 0) & (n_rated < x.shape[1])).nonzero()[:, 0]
-    for members, rows in _alike(is_known[:, few]):
-        own = few[members]
-        out[:, own] = _solved_by_row(x[rows].double(), ratings[rows][:, own].double(), grid)
-    many = (n_rated >= x.shape[1]).nonzero()[:, 0]
-    if not len(many):
-        return out
-    xy = _products(x, torch.nan_to_num(ratings[:, many].double()))
-    for members, gram in _grams(x, is_known[:, many]):
-        for at, alpha in enumerate(grid):
-            out[at, many[members]] = _solved(gram, xy[:, members], alpha).T
+    is_short = is_known.sum(dim=0) < x.shape[1]
+    short, long = is_short.nonzero()[:, 0], (~is_short).nonzero()[:, 0]
+    for members, rows in _masks(is_known[:, short]):
+        at, own = short[members], x[rows].double()
+        kernel = own @ own.T
+        for number, alpha in enumerate(grid):
+            out[number, at] = (own.T @ _solved(kernel, labels[rows][:, at], alpha)).T
+    xy = _products(x, labels[:, long])
+    for members, gram in _grams(x, is_known[:, long]):
+        for number, alpha in enumerate(grid):
+            out[number, long[members]] = _solved(gram, xy[:, members], alpha).T
     return out
 
 
-def _alike(is_known: Bool[Tensor, "rows objectives"]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(objectives that are rated on the same rows, those rows)."""
+def ridge_operations(n_rows: int, n_features: int) -> float:
+    """About how many operations one pattern costs, up to a factor."""
+    few, many = sorted((n_rows, n_features))
+    return float(many * few**2 + 3 * few**3)
+
+
+def _masks(is_known: Bool[Tensor, "rows objectives"]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(objectives that are rated on the same rows, which rows)."""
+    if not is_known.shape[1]:
+        return
     masks, of_objective = torch.unique(is_known, dim=1, return_inverse=True)
     for number in range(masks.shape[1]):
         yield (of_objective == number).nonzero()[:, 0], masks[:, number]
@@ -163,13 +175,16 @@ def _grams(
     features: Tensor, is_known: Bool[Tensor, "rows objectives"]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(objectives that are rated on the same rows, X'X over those rows)."""
-    groups = list(_alike(is_known))
+    masks = list(_masks(is_known))
+    if not masks:
+        return
     patterns, of_row = torch.unique(is_known, dim=0, return_inverse=True)
-    if len(patterns) > len(groups) + 1:
-        yield from ((members, _gram(features[rows])) for members, rows in groups)
+    if len(patterns) > len(masks) + 1:
+        for members, rows in masks:
+            yield members, _gram(features[rows])
         return
     parts = [_gram(features[of_row == number]) for number in range(len(patterns))]
-    for members, _ in groups:
+    for members, _ in masks:
         gram = torch.zeros_like(parts[0])
         for pattern, part in zip(patterns, parts, strict=True):
             if pattern[members[0]]:
@@ -193,18 +208,16 @@ def _products(features: Tensor, labels: Tensor) -> Float[Tensor, "features objec
     return total
 
 
-def _solved_by_row(rows: Tensor, labels: Tensor, grid: Sequence[float]) -> Tensor:
-    """(alphas, objectives, F) from the n rated rows of some objectives, in n x n."""
-    products = rows @ rows.T
-    return torch.stack([(rows.T @ _solved(products, labels, alpha)).T for alpha in grid])
-
-
 def _solved(gram: Tensor, products: Tensor, alpha: float) -> Tensor:
+    """(gram + alpha I)^-1 products."""
     shifted = gram.clone()
     shifted.diagonal().add_(alpha)
     factor, failed = torch.linalg.cholesky_ex(shifted)
     if int(failed) == 0:
         return torch.cholesky_solve(products, factor)
-    # Rows or features that depend on each other, and an alpha that is rounding beside their squares.
+    # Dependent rows or features, and an alpha that is rounding beside their squares: what cannot be
+    # told from 0 is left out, or rounding divided by alpha would be the whole solution.
     values, vectors = torch.linalg.eigh(gram)
-    return vectors @ ((vectors.T @ products) / (values.clamp_min(0.0) + alpha)[:, None])
+    is_real = values > len(values) * torch.finfo(gram.dtype).eps * values[-1]
+    inverse = torch.where(is_real, 1 / (values + alpha), 0.0)
+    return vectors @ (inverse[:, None] * (vectors.T @ products))

@@ -14,7 +14,7 @@ from retrm.features.reduce import Features
 from retrm.fitting.convex import RowTargets, choose_lambda
 from retrm.fitting.fit import fit_head
 from retrm.fitting.mixture import GatePairs, fit_gate
-from retrm.fitting.rating_ridge import sparse_ridge
+from retrm.fitting.rating_ridge import ridge_operations, sparse_ridge
 from retrm.fitting.targets import Targets
 from retrm.heads.mixture import MixtureHead
 from retrm.methods import Method
@@ -67,9 +67,11 @@ def mixture_s(options: MixtureOptions, m: int, n_context: int, n_pairs: int, n_r
         n_rows: that are rated.
     """
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(TRIAL_ROWS, m, generator=generator)
+    tried = min(m, TRIAL_ROWS)
+    x = torch.randn(TRIAL_ROWS, tried, generator=generator)
     ratings = torch.rand(TRIAL_ROWS, TRIAL_OBJECTIVES, generator=generator).double()
     ridge = warm_duration_of(lambda: sparse_ridge(x, ratings, options.alphas))
+    ridge *= ridge_operations(n_rows, m) / ridge_operations(TRIAL_ROWS, tried)
     n = min(options.batch_pairs, n_pairs)
     names = [str(k) for k in range(TRIAL_OBJECTIVES)]
     head = MixtureHead(
@@ -85,7 +87,7 @@ def mixture_s(options: MixtureOptions, m: int, n_context: int, n_pairs: int, n_r
     pairs = GatePairs(context, *sides, torch.zeros(n), torch.ones(n))
     few = replace(options, steps=TRIAL_STEPS, evaluate_every=TRIAL_STEPS)
     gate = warm_duration_of(lambda: fit_gate(head, pairs, pairs, few))
-    return ridge * max(1.0, n_rows / TRIAL_ROWS) + gate * options.steps / TRIAL_STEPS
+    return ridge + gate * options.steps / TRIAL_STEPS
 
 
 def gradient_s(method: Method, m: int, tokens_each: float) -> float:

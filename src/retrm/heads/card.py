@@ -43,7 +43,7 @@ def model_card(artifact: Artifact) -> str:
         f"| fitted on | {fitted.get('n_train_answers', '?')} answers of "
         f"{fitted.get('source') or 'unnamed data'}, seed {fitted.get('seed', '?')} |",
         "",
-        *_metrics(artifact.metrics),
+        *metric_lines(artifact.metrics),
     ]
     if SubspaceSpec.parse(recipe.subspace).part == "reasoning":
         lines += [f"{CAVEAT} Draw no other conclusion from this model.", ""]
@@ -61,7 +61,8 @@ def _context_row(context: str) -> list[str]:
     return ["| context | post_norm state of the last layer at the end of the prompt, full width |"]
 
 
-def _metrics(metrics: Mapping[str, Any]) -> list[str]:
+def metric_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """The held-out figures as lines of Markdown."""
     rows = metrics.get("rows")
     if not rows:
         return ["No held-out figures were measured (fitted without a test part).", ""]

@@ -280,7 +280,11 @@ class Comparer:
         """
         plans = [self._plan(pair) for pair in pairs]
         known = self._replies([shown for plan in plans for _, shown in plan], on_progress)
-        return [self._outcome(pair, plan, known) for pair, plan in zip(pairs, plans, strict=True)]
+        counted: set[str] = set()
+        return [
+            self._outcome(pair, plan, known, counted)
+            for pair, plan in zip(pairs, plans, strict=True)
+        ]
 
     def _plan(self, pair: Pair) -> list[tuple[bool, tuple[Message, ...]]]:
         """(swapped, messages) of every order that is asked."""
@@ -345,13 +349,17 @@ class Comparer:
         pair: Pair,
         plan: Sequence[tuple[bool, tuple[Message, ...]]],
         known: Mapping[str, Reply],
+        counted: set[str],
     ) -> PairOutcome:
+        """`counted` are the replies that an equal pair before it has brought into the counts."""
         readings, by_order, n_split = [], [], 0
         for swap, messages in plan:
-            some = [
-                self._read(swap, number, known[self._key(messages, number)])
-                for number in range(self.samples)
-            ]
+            keys = [self._key(messages, number) for number in range(self.samples)]
+            some = [self._read(swap, number, known[key]) for number, key in enumerate(keys)]
+            for key, reading in zip(keys, some, strict=True):
+                if key not in counted:
+                    counted.add(key)
+                    self._count_reply(reading.verdict)
             winner, is_split = majority([one.winner for one in some])
             by_order.append(winner)
             n_split += is_split
@@ -376,19 +384,20 @@ class Comparer:
         counts.agreeing += made.agrees is True
         counts.split_votes += made.n_split
         counts.quoted += is_quoted(pair.first) or is_quoted(pair.second)
-        for one in made.readings:
-            verdict = one.verdict
-            if verdict.problem is not None:
-                counts.unread[verdict.problem] += 1
-            counts.decided += verdict.winner in ("first", "second")
-            counts.first_shown += verdict.winner == "first"
-            counts.copied_examples += verdict.copies_example
-            counts.without_scores += verdict.score_problem is not None
-            counts.contradictions += (
-                verdict.winner is not None
-                and verdict.score_winner is not None
-                and verdict.score_winner != verdict.winner
-            )
+
+    def _count_reply(self, verdict: Verdict) -> None:
+        counts = self.counts
+        if verdict.problem is not None:
+            counts.unread[verdict.problem] += 1
+        counts.decided += verdict.winner in ("first", "second")
+        counts.first_shown += verdict.winner == "first"
+        counts.copied_examples += verdict.copies_example
+        counts.without_scores += verdict.score_problem is not None
+        counts.contradictions += (
+            verdict.winner is not None
+            and verdict.score_winner is not None
+            and verdict.score_winner != verdict.winner
+        )
 
 
 def majority(votes: Sequence[Winner | None]) -> tuple[Winner | None, bool]:

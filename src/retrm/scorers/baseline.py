@@ -11,6 +11,7 @@ from dataclasses import astuple
 import numpy as np
 
 from retrm.backbone.base import Backbone
+from retrm.backbone.reference import template_of
 from retrm.errors import DataError
 from retrm.features.recipe import Recipe
 from retrm.features.reduce import Features, Reducer
@@ -79,7 +80,11 @@ class LogProbabilityScorer:
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
-        recipe = Recipe(source="log_probability", counts_end=backbone.renderer.counts_end)
+        recipe = Recipe(
+            source="log_probability",
+            counts_end=backbone.renderer.counts_end,
+            template=template_of(backbone.renderer),
+        )
         self.reducer = Reducer(recipe, backbone)
 
     @property

@@ -46,11 +46,15 @@ from retrm.records import Answer
 from retrm.scorers.base import Judgement, Scorer
 from retrm.scorers.open import ENSEMBLE
 from retrm.scorers.reward_model import RewardModel
+from retrm.scorers.sequence_classifier import SequenceClassifier
 from retrm.scorers.together import judge_all, reads_alike
 
+Member = RewardModel | SequenceClassifier
 Rule = Literal["mean", "min", "uwo"]
 FORMAT_VERSION = 1
 DEFAULT_LAM = 0.5
+# Deviation of equal float64 scores, as a share of their size.
+_ROUNDING = 1e-12
 _SPEC = re.compile(r"(?:(raw-)?(mean|min|uwo)(?:=([^:]*))?:)?(.*)", re.DOTALL)
 
 
@@ -65,22 +69,26 @@ class Scale:
     def of(cls, scores: np.ndarray) -> Self:
         """Of scores; 1 stands for the deviation where all are equal."""
         values = np.asarray(scores, dtype=np.float64)
-        std = float(values.std())
-        return cls(float(values.mean()), std if std > 0 else 1.0)
+        std, largest = float(values.std()), float(np.abs(values).max())
+        return cls(float(values.mean()), std if std > _ROUNDING * largest else 1.0)
 
     @classmethod
-    def of_model(cls, model: RewardModel) -> Self:
-        """As the fit stored it.
+    def of_model(cls, model: Member) -> Self:
+        """As the fit or the training stored it.
 
         Raises:
             ArtifactError: the reward model does not say it.
         """
-        stored = model.artifact.fitted.get("training_scores")
+        stored = (
+            model.artifact.fitted.get("training_scores")
+            if isinstance(model, RewardModel)
+            else model.training_scores
+        )
         if not isinstance(stored, Mapping):
             raise ArtifactError(
                 f"the reward model {model.name} does not say how its scores were spread when it was "
-                "fitted, by which an ensemble puts members on one scale; fit it again, or take scores as "
-                "they are: ensemble:raw-mean:DIR,DIR"
+                "fitted, by which an ensemble puts members on one scale; fit it again (retrm finetune stores "
+                "it with --members), or take scores as they are: ensemble:raw-mean:DIR,DIR"
             )
         return cls(float(stored["mean"]), float(stored["std"]))
 
@@ -184,7 +192,7 @@ class EnsembleScorer:
     @classmethod
     def of_models(
         cls,
-        models: Sequence[RewardModel],
+        models: Sequence[Member],
         *,
         rule: EnsembleRule | None = None,
         name: str = "ensemble",
@@ -204,12 +212,7 @@ class EnsembleScorer:
             names = [f"{name}-{number}" for number, name in enumerate(names, 1)]
         members = dict(zip(names, models, strict=True))
         scales = {n: Scale.of_model(m) for n, m in members.items()} if rule.standardise else None
-        first = models[0] if models else None
-        is_alike = first is not None and all(
-            one.backbone is first.backbone and reads_alike(one.reducer, first.reducer)
-            for one in models
-        )
-        kind = StateEnsemble if is_alike and cls is EnsembleScorer else cls
+        kind = StateEnsemble if _read_alike(models) and cls is EnsembleScorer else cls
         return kind(members, rule=rule, scales=scales, name=name)
 
     def judge(self, answers: Sequence[Answer], *, overlong: str = "error") -> Judgement:
@@ -262,8 +265,22 @@ class EnsembleScorer:
         for name, member in zip(names, self.members.values(), strict=True):
             assert isinstance(member, RewardModel)
             member.save(folder / name)
-        manifest = {"format_version": FORMAT_VERSION, "members": names, **asdict(self.rule)}
-        write_json(folder / ENSEMBLE, manifest)
+        write_ensemble(folder, names, self.rule)
+
+
+def write_ensemble(folder: Path, members: Sequence[str], rule: EnsembleRule) -> None:
+    """Say of a folder which members it holds and how they become one score.
+
+    Args:
+        folder: of the ensemble.
+        members: paths below it; `hf:` before one that is a sequence classifier.
+        rule: of the ensemble.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    manifest = {"format_version": FORMAT_VERSION, "members": list(members), **asdict(rule)}
+    write_json(folder / ENSEMBLE, manifest)
 
 
 class StateEnsemble(EnsembleScorer):
@@ -290,6 +307,18 @@ class StateEnsemble(EnsembleScorer):
     def of_features(self, features: Features) -> np.ndarray:
         """(n,) float64 scores of features that `reducer` made."""
         return self.combine([model.of_features(features) for model in self._models])
+
+
+def _read_alike(models: Sequence[Member]) -> bool:
+    heads = [one for one in models if isinstance(one, RewardModel)]
+    return (
+        bool(heads)
+        and len(heads) == len(models)
+        and all(
+            one.backbone is heads[0].backbone and reads_alike(one.reducer, heads[0].reducer)
+            for one in heads
+        )
+    )
 
 
 def delete_ensemble(folder: str | Path) -> None:
@@ -344,7 +373,7 @@ class EnsembleSpec:
                 f"got ensemble:{text}; expected a number behind uwo alone, such as uwo=0.5:DIR,DIR"
             )
         folders = tuple(part.strip() for part in rest.split(",") if part.strip())
-        if len(folders) < 2 or len(set(folders)) < len(folders):
+        if len(folders) < 2 or len(set(map(Path, folders))) < len(folders):
             raise RecipeError(
                 f"got ensemble:{text}; expected two different folders or more, ensemble:DIR,DIR or "
                 "ensemble:RULE:DIR,DIR with RULE mean, min, uwo=0.5, raw-mean, raw-min or raw-uwo=0.5"
@@ -365,7 +394,7 @@ class EnsembleSpec:
             stored: dict[str, Any] = json.loads(path.read_text("utf-8"))
             version, names = stored.pop("format_version"), stored.pop("members")
             rule = EnsembleRule(**stored)
-            folders = tuple(str(Path(folder) / name) for name in names)
+            folders = tuple(_below(Path(folder), name) for name in names)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{path} is damaged ({error}); restore it or fit again") from error
         if version != FORMAT_VERSION:
@@ -374,6 +403,11 @@ class EnsembleSpec:
                 "Install the retrm that wrote it, or fit again"
             )
         return cls(folders, rule)
+
+
+def _below(folder: Path, name: str) -> str:
+    kind, colon, rest = name.rpartition(":")
+    return f"{kind}{colon}{folder / rest}"
 
 
 def _number(text: str) -> float | None:

@@ -276,16 +276,32 @@ def _tokenizer(model: RewardModel) -> tuple[Any, int, bool]:
     """A copy of the tokenizer with a template that ends at the judged token, and its pad id."""
     renderer = model.backbone.renderer
     tokenizer = copy.deepcopy(renderer.tokenizer)
-    taken = {*renderer.end_ids, tokenizer.eos_token_id, tokenizer.bos_token_id}
-    taken.add(tokenizer.unk_token_id)
-    has_new_pad = tokenizer.pad_token_id is None or tokenizer.pad_token_id in taken
-    if has_new_pad:
-        if PAD_TOKEN in tokenizer.get_vocab():
-            raise ExportError(f"the tokenizer already has {PAD_TOKEN} with another use. {_INSTEAD}")
-        tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    has_new_pad = set_pad_apart(tokenizer, renderer.end_ids)
     tokenizer.padding_side = "right"
     tokenizer.chat_template = classifier_template(renderer)
     return tokenizer, tokenizer.pad_token_id, has_new_pad
+
+
+def set_pad_apart(tokenizer: Any, end_ids: frozenset[int]) -> bool:
+    """Give the tokenizer a pad token that ends and begins nothing; whether one was added.
+
+    A classifier reads the last token that is no padding: padding that is also the end of a turn would hide
+    that token from it.
+
+    Args:
+        tokenizer: changed in place.
+        end_ids: that end a turn.
+
+    Raises:
+        ExportError: our own pad token is there with another use.
+    """
+    taken = {*end_ids, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id}
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
+        return False
+    if PAD_TOKEN in tokenizer.get_vocab():
+        raise ExportError(f"the tokenizer already has {PAD_TOKEN} with another use. {_INSTEAD}")
+    tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    return True
 
 
 def classifier_template(renderer: ChatRenderer) -> str:

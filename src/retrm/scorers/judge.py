@@ -15,6 +15,7 @@ Whatever is paid for lies in a cache on disk before it is read, so a run that is
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -367,6 +368,14 @@ class JudgeSpec:
         for name in ("samples", "max_new_tokens", "concurrency", "batch_size"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"got {name}={getattr(self, name)}; expected 1 or more")
+        for name, is_right, expected in (
+            ("temperature", math.isfinite(self.temperature), "a finite number"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("timeout_s", 0 < self.timeout_s < math.inf, "seconds above 0"),
+            ("retries", self.retries >= 0, "0 or more"),
+        ):
+            if not is_right:
+                raise RecipeError(f"got {name}={getattr(self, name)}; expected {expected}")
         if self.samples > 1 and self.sampling.temperature == 0:
             raise RecipeError(
                 f"got samples={self.samples} with temperature=0: all would be the same. Leave "

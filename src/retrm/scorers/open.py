@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from retrm.scorers.reward_model import RewardModel
 
 BASELINES = ("shortest", "longest", "random", "log_probability", "stored")
-REMOTE = ("vllm", "vllm-pooling", "sglang", "openrlhf", "retrm")
-_ELSEWHERE = (*(f"{kind}:" for kind in REMOTE), "hf:", "call:", "scores:")
-_WRAPPERS = ("ensemble:", "calibrated:", "objectives:")
+REMOTE = ("vllm", "vllm-pooling", "sglang", "polar-vllm", "polar-sglang", "openrlhf", "retrm")
+_ELSEWHERE = (*(f"{kind}:" for kind in REMOTE), "hf:", "polar:", "call:", "scores:")
+_WRAPPERS = ("ensemble:", "calibrated:", "objectives:", "steps:")
 ENSEMBLE = "ensemble.json"  # in the folder of an ensemble
 _WITHOUT_BACKBONE = frozenset(BASELINES) - {"log_probability"}
 
@@ -48,11 +48,11 @@ def open_scorers(
     twice = sorted({name for name in shown if shown.count(name) > 1})
     if twice:
         raise RecipeError(f"the scorer {twice[0]!r} is named twice; expected each once")
-    known: dict[tuple[str, str, bool], Backbone] = {}
+    known: dict[tuple[str, str, bool, str], Backbone] = {}
     opened: dict[str, Scorer] = {}
     for spec in specs:
         if spec == "log_probability":
-            key = (model or "", "float32", True)  # as `open_backbone` opens it
+            key = (model or "", "float32", True, "chat")  # as `open_backbone` opens it
             by_probability = _log_probability(model, device, engine, known.get(key))
             known.setdefault(key, by_probability.backbone)
             opened[spec] = by_probability
@@ -62,7 +62,8 @@ def open_scorers(
             continue
         artifact = load_artifact(Path(spec))
         name = model or artifact.backbone.name
-        key = (name, artifact.backbone.dtype, artifact.recipe.counts_end)
+        recipe = artifact.recipe
+        key = (name, artifact.backbone.dtype, recipe.counts_end, recipe.template)
         made = _reward_model(spec, model, device, engine, known.get(key))
         known.setdefault(key, made.backbone)
         opened[spec] = made
@@ -104,13 +105,15 @@ def open_scorer(
 
     Args:
         spec: a folder made by `retrm fit`; `hf:PATH` for a Hugging Face sequence classifier with one
-            output; `vllm:URL`, `vllm-pooling:URL`, `sglang:URL`, `openrlhf:URL`, `retrm:URL` for a
+            output; `polar:PATH` for a policy discriminator, which compares with references; `vllm:URL`, `vllm-pooling:URL`, `sglang:URL`,
+            `polar-vllm:URL`, `polar-sglang:URL`, `openrlhf:URL`, `retrm:URL` for a
             server; `call:MODULE:NAME` for a Python function; `scores:FILE` for scores of a file, found
             by prompt and answer; `ensemble:DIR,DIR` for several reward models as one, or the folder of an
             ensemble; `calibrated:FILE` for a scorer less its length curve; `objectives:NAME=SCORER,...`
-            for scorers side by side; `judge:MODEL?template=NAME&...` for a generative judge, here or behind an
-            endpoint; `cascade:MARGIN,SCORER,judge:...` for a judge where a scorer is unsure; `shortest`, `longest`, `random`, `log_probability`; or `stored`,
-            the scores that the rows themselves state.
+            for scorers side by side; `steps:RULE:SCORER` for solutions judged step by step;
+            `judge:MODEL?template=NAME&...` for a generative judge, here or behind an endpoint;
+            `cascade:MARGIN,SCORER,judge:...` for a judge where a scorer is unsure; `shortest`, `longest`,
+            `random`, `log_probability`; or `stored`, the scores that the rows themselves state.
         model: the backbone of `log_probability`; where the backbone of a folder lies now; or the
             model whose tokenizer a server wants.
         device: for the backbone.
@@ -155,15 +158,25 @@ def open_scorer(
     if spec == "log_probability":
         return _log_probability(model, device, engine, None)
     if spec.startswith("hf:"):
+        from retrm.scorers.polar import MARK
         from retrm.scorers.sequence_classifier import SequenceClassifier
 
+        if (Path(spec.removeprefix("hf:")) / MARK).is_file():
+            raise RecipeError(
+                f"{spec} is a policy discriminator, which compares with references and reads no chats; use "
+                f"polar:{spec.removeprefix('hf:')}"
+            )
         return SequenceClassifier.load(spec.removeprefix("hf:"), device=device)
+    if spec.startswith("polar:"):
+        from retrm.scorers.polar import PolarScorer
+
+        return PolarScorer.load(spec.removeprefix("polar:"), device=device)
     if not Path(spec).exists():
         raise ArtifactError(
-            f"there is no scorer {spec!r}; expected a folder made by retrm fit, hf:PATH, "
+            f"there is no scorer {spec!r}; expected a folder made by retrm fit, hf:PATH, polar:PATH, "
             f"{', '.join(f'{kind}:URL' for kind in REMOTE)}, call:MODULE:NAME, scores:FILE, "
-            "ensemble:DIR,DIR, calibrated:FILE, objectives:NAME=SCORER,NAME=SCORER, judge:MODEL?template=NAME, "
-            "cascade:MARGIN,SCORER,judge:MODEL, or one of "
+            "ensemble:DIR,DIR, calibrated:FILE, objectives:NAME=SCORER,NAME=SCORER, steps:RULE:SCORER, "
+            "judge:MODEL?template=NAME, cascade:MARGIN,SCORER,judge:MODEL, or one of "
             f"{', '.join(BASELINES)}"
         )
     return _reward_model(spec, model, device, engine, None)
@@ -192,17 +205,30 @@ def _wrapper(spec: str, model: str | None, device: str, engine: Engine | None) -
         named = parse_panel(rest)
         members = opened(list(named.values())).values()
         return ObjectivePanel(dict(zip(named, members, strict=True)), name=spec)
+    if kind == "steps":
+        from retrm.scorers.steps import StepScorer, check_rule
+
+        rule, colon, judge = rest.partition(":")
+        if not colon or not judge:
+            raise RecipeError(
+                f"got {spec!r}; expected steps:RULE:SCORER, such as steps:min:hf:DIR with a rule min, "
+                "product, mean or last"
+            )
+        check_rule(rule)
+        (inner,) = opened([judge]).values()
+        return StepScorer(inner, rule, name=spec)  # type: ignore[arg-type]
     from retrm.scorers.ensemble import EnsembleScorer, EnsembleSpec
     from retrm.scorers.reward_model import RewardModel
+    from retrm.scorers.sequence_classifier import SequenceClassifier
 
     typed = EnsembleSpec.parse(rest) if kind == "ensemble" else EnsembleSpec.load(Path(spec))
     found = opened(typed.folders)
-    models = [one for one in found.values() if isinstance(one, RewardModel)]
+    models = [one for one in found.values() if isinstance(one, RewardModel | SequenceClassifier)]
     if len(models) < len(found):
-        strangers = [name for name, one in found.items() if not isinstance(one, RewardModel)]
+        strangers = [n for n, one in found.items() if one not in models]
         raise RecipeError(
             f"{', '.join(strangers)} in {spec} is no folder of a reward model; expected folders made by "
-            "retrm fit"
+            "retrm fit, or hf:DIR"
         )
     name = spec if kind == "ensemble" else Path(spec).name
     return EnsembleScorer.of_models(models, rule=typed.rule, name=name)
@@ -212,7 +238,11 @@ def _remote(kind: str, url: str, model: str | None) -> Scorer:
     from retrm.scorers.remote import DIALECTS, RemoteScorer
 
     renderer = None
-    if model is not None and DIALECTS[kind].needs_tokenizer:
+    if model is not None and kind.startswith("polar-"):
+        from retrm.scorers.polar import PolarText
+
+        renderer = PolarText.load(model)
+    elif model is not None and DIALECTS[kind].needs_tokenizer:
         from retrm.backbone.load import load_renderer
 
         renderer = load_renderer(model)

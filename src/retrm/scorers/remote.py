@@ -6,10 +6,13 @@
     sglang:URL      POST /classify {input_ids}                            embedding[0]
     openrlhf:URL    POST URL {query, prompts, labels}                     rewards[0]
     retrm:URL       POST /v1/reward {messages}                            results[0].score
+    polar-vllm:URL  POST /pooling {input, use_activation: false}          data[0].data, last number
+    polar-sglang:URL POST /classify {text}                                embedding[0]
 
 One answer a request, a bounded number at a time, tried again where the fault may pass
 (`backbone.patient`). vLLM and retrm apply the template of the model that they serve; SGLang and OpenRLHF
-take token ids and text, so that they need the tokenizer here (`model`).
+take token ids and text, so that they need the tokenizer here (`model`). The two of POLAR send what its
+client sends, a comparison with the answer's reference, cut with the tokenizer of the discriminator.
 
 Two traps: a /classify that ignores `use_activation` answers between 0 and 1 for everything, which cannot be
 told from a model whose scores lie there, so its table says so; SGLang's /v1/classify turns one label into
@@ -37,6 +40,7 @@ from retrm.errors import EndpointError, RecipeError, did_you_mean
 from retrm.patience import checked_url, without_password
 from retrm.records import Answer
 from retrm.scorers.base import check_scores
+from retrm.scorers.polar import PolarText
 
 CONCURRENCY = 8
 
@@ -55,7 +59,7 @@ class Dialect:
 
     path: str
     needs_tokenizer: bool
-    request: Callable[[Answer, ChatRenderer | None], dict[str, Any]]
+    request: Callable[[Answer, Any], dict[str, Any]]
     score: Callable[[Any], float]
     key_variable: str = KEY_VARIABLE
 
@@ -88,6 +92,14 @@ def _retrm(answer: Answer, _: ChatRenderer | None) -> dict[str, Any]:
     return {"messages": [answer.as_messages()], **({"tools": tools} if tools else {})}
 
 
+def _polar_vllm(answer: Answer, text: Any) -> dict[str, Any]:
+    return {"input": [text.text(answer)], "use_activation": False}
+
+
+def _polar_sglang(answer: Answer, text: Any) -> dict[str, Any]:
+    return {"text": [text.text(answer)]}
+
+
 def _last_number(value: Any) -> float:
     while isinstance(value, list):
         value = value[-1]
@@ -107,6 +119,10 @@ DIALECTS: Mapping[str, Dialect] = {
         "/pooling", False, _vllm_pooling, lambda r: _last_number(r["data"][0]["data"])
     ),
     "sglang": Dialect("/classify", True, _sglang, _embedding),
+    "polar-vllm": Dialect(
+        "/pooling", True, _polar_vllm, lambda r: _last_number(r["data"][0]["data"])
+    ),
+    "polar-sglang": Dialect("/classify", True, _polar_sglang, _embedding),
     "openrlhf": Dialect("", True, _openrlhf, lambda r: _last_number(r["rewards"])),
     # The variable that `retrm serve` itself reads: one machine, one name.
     "retrm": Dialect(
@@ -127,7 +143,7 @@ class RemoteScorer:
         dialect: str,
         url: str,
         *,
-        renderer: ChatRenderer | None = None,
+        renderer: ChatRenderer | PolarText | None = None,
         served_model: str | None = None,
         concurrency: int = CONCURRENCY,
         timeout_s: float = 180.0,
@@ -140,7 +156,7 @@ class RemoteScorer:
         Args:
             dialect: a name of `DIALECTS`.
             url: of the server, with or without the path of the dialect.
-            renderer: messages to ids, for dialects that take ids or text.
+            renderer: messages to ids, or comparisons to text, for dialects that take ids or text.
             served_model: name by which the server knows the model; sent where it is given.
             concurrency: requests at a time.
             timeout_s: seconds of silence after which a request counts as failed.
@@ -226,7 +242,7 @@ class RemoteScorer:
             ) from error
 
 
-def _mark(renderer: ChatRenderer) -> str:
+def _mark(renderer: ChatRenderer | PolarText) -> str:
     """Template and vocabulary: what decides the ids that are sent."""
     vocabulary = sorted(renderer.tokenizer.get_vocab().items())
     body = json.dumps([renderer.template_text, vocabulary])

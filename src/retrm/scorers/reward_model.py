@@ -158,6 +158,7 @@ class RewardModel:
                 dtype=artifact.backbone.dtype,
                 device=device,
                 counts_end=artifact.recipe.counts_end,
+                template=artifact.recipe.template,
             )
         loaded = cls(artifact, backbone, name=Path(folder).name)
         if check:

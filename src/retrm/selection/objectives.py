@@ -31,9 +31,9 @@ from retrm.errors import DataError, RecipeError, ScoreError, did_you_mean
 from retrm.selection.candidates import Selection, checked
 
 _NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
-_TERM = re.compile(
-    rf"\s*([+-]?)\s*(?:({_NUMBER})\s*\*\s*)?([A-Za-z_][\w.-]*[A-Za-z0-9_]|[A-Za-z_])\s*"
-)
+# As objectives may be named, TABLE/OBJECTIVE among them; a letter somewhere tells it from a number.
+_NAME = r"(?=[\w.\-/]*[^\W\d])\w(?:[\w.\-/]*\w)?"
+_TERM = re.compile(rf"\s*([+-]?)\s*(?:({_NUMBER})\s*\*\s*)?({_NAME})\s*")
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,16 @@ def weighted_scores(
         DataError: another number of names than columns.
     """
     matrix = checked_objectives(values, names)
+    check_weights(weights, names)
+    return matrix @ np.array([float(weights.get(name, 0.0)) for name in names])
+
+
+def check_weights(weights: Mapping[str, float], names: Sequence[str]) -> None:
+    """Refuse weights of objectives that are not there; needs no scores.
+
+    Raises:
+        RecipeError: no weights, or one of an objective that is not there; the nearest is offered.
+    """
     if not weights:
         raise RecipeError("got no weights of objectives; expected at least one")
     for name in weights:
@@ -145,7 +155,6 @@ def weighted_scores(
                 f"there is no objective {name!r}; expected some of {', '.join(names)}. "
                 f"{did_you_mean(name, names)}"
             )
-    return matrix @ np.array([float(weights.get(name, 0.0)) for name in names])
 
 
 def checked_objectives(

@@ -16,11 +16,13 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from retrm.backbone.base import Backbone, Rendered, Renderer
+from retrm.backbone.reference import FittingRenderer
 from retrm.backbone.render import fit_to_context
 from retrm.errors import DataError, OverlongError, ScoreError
 from retrm.features.read import choose_first, read_rendered_together
 from retrm.records import Answer
 from retrm.scorers.base import Scorer, SetScorer, sets_of
+from retrm.scorers.polar import PolarScorer
 from retrm.scorers.sequence_classifier import SequenceClassifier
 from retrm.scorers.together import StateScorer
 from retrm.service.items import Item, LengthPolicy, Options, Truncation
@@ -116,6 +118,8 @@ def lane_of(scorer: Scorer) -> Lane:
         return ClassifierLane(scorer)
     if isinstance(scorer, SetScorer):
         return SetLane(scorer.name)
+    if isinstance(scorer, PolarScorer):
+        return ReferenceLane(scorer)
     return AnswerLane(scorer.name)
 
 
@@ -130,8 +134,13 @@ class StateLane:
         """See `Lane`."""
         if item.answer is None:
             return self._foreign(item, options, scorer)
+        renderer = self.backbone.renderer
+        if isinstance(renderer, FittingRenderer):
+            policy = _compared_policy(options.length_policy)
+            found = renderer.render_within(item.answer, self.context_length, policy)
+            return _prepared_whole(found)
         return _fitted(
-            self.backbone.renderer.render(item.answer),
+            renderer.render(item.answer),
             options,
             self.context_length,
             ends=_ends_of(self.backbone.renderer),
@@ -142,6 +151,11 @@ class StateLane:
         from retrm.backbone.foreign_text import read_ids, read_text
 
         assert isinstance(scorer, StateScorer), "of this lane"
+        if isinstance(self.backbone.renderer, FittingRenderer):
+            raise DataError(
+                f"{scorer.name} compares answers with references in a template of its own; expected messages "
+                "with a reference, or prompt, candidates and reference. Send them to /v1/reward"
+            )
         renderer, strict = self.backbone.renderer, options.is_strict
         recipe = scorer.reducer.recipe
         # The last token is known without the beginning of the answer, and so is a score that reads no other.
@@ -260,6 +274,80 @@ class ClassifierLane:
         del tokens_per_batch
         (score,) = self.scorer.score_rendered([_rendered(chosen[0])])
         return [float(score)] * len(chosen)
+
+
+class ReferenceLane:
+    """One policy discriminator: comparisons, its own or those that POLAR's client rendered."""
+
+    def __init__(self, scorer: PolarScorer) -> None:
+        self.scorer = scorer
+        self.context_length = scorer.context_length
+
+    def prepare(self, item: Item, options: Options, scorer: Scorer) -> Prepared:
+        """See `Lane`."""
+        del scorer
+        if item.answer is not None:
+            policy = _compared_policy(options.length_policy)
+            found = self.scorer.compare(item.answer, overlong=policy)
+            if found is None:
+                return _prepared_whole(None)
+            return _prepared_whole((Rendered(found.ids, found.start, len(found.ids)), found.is_cut))
+        template = self.scorer.template
+        if item.text is not None:
+            ids = template.ids_of_text(item.text)
+        else:
+            ids = template.checked_ids(_ids_of(item))
+        # What a client joined has no pieces any more that could be cut by the rules.
+        if options.length_policy == "skip" and len(ids) > self.context_length:
+            return _prepared_whole(None)
+        if len(ids) > self.context_length:
+            raise OverlongError(
+                f"got {len(ids)} tokens; the template holds {self.context_length}. Cut the pieces before "
+                "they are joined, as POLAR's client does, or send messages with a reference"
+            )
+        return _prepared_whole((Rendered(ids, len(ids) - 1, len(ids)), False))
+
+    def choose(self, waiting: Sequence[W], tokens_per_batch: int) -> list[W]:
+        """The oldest, and those of like length beside it."""
+        width = waiting[0].prepared.n_tokens
+        near = sorted(waiting[1:], key=lambda one: abs(one.prepared.n_tokens - width))
+        chosen = [waiting[0]]
+        for one in near:
+            wide = max(width, one.prepared.n_tokens)
+            if (len(chosen) + 1) * wide <= tokens_per_batch:
+                chosen.append(one)
+                width = wide
+        return chosen
+
+    def judge(self, chosen: Sequence[Waiting], tokens_per_batch: int) -> list[float]:
+        """See `Lane`."""
+        del tokens_per_batch
+        return [float(s) for s in self.scorer.score_ids([_rendered(one).ids for one in chosen])]
+
+
+def _compared_policy(policy: LengthPolicy) -> str:
+    """The policy of offline scoring with the same effect."""
+    if policy == "truncate_response":
+        raise DataError(
+            "got length_policy truncate_response; a comparison cuts answers and prompts by the rules of its "
+            "template. Use truncate_prompt for these rules, or skip, or error"
+        )
+    return {"truncate_prompt": "truncate_left"}.get(policy, policy)
+
+
+def _prepared_whole(found: tuple[Rendered, bool] | None) -> Prepared:
+    """A comparison that fits; None = left out."""
+    if found is None:
+        return Prepared(is_skipped=True)
+    rendered, is_cut = found
+    cut = ("cut by the length rules of the template",) if is_cut else ()
+    return Prepared(
+        rendered=rendered,
+        n_tokens=len(rendered.ids),
+        mark=hash(rendered),
+        prompt_mark=hash(rendered.ids[: rendered.start]),
+        warnings=cut,
+    )
 
 
 class AnswerLane:

@@ -217,8 +217,8 @@ def named(spec: str) -> tuple[str, str]:
     found = _NAMED.fullmatch(spec)
     if found is not None and not Path(spec).exists():
         return found[1], found[2]
-    if spec.startswith("hf:"):
-        return Path(spec.removeprefix("hf:")).name or spec, spec
+    if spec.startswith(("hf:", "polar:")):
+        return Path(spec.partition(":")[2]).name or spec, spec
     if (Path(spec) / MANIFEST).is_file():
         return Path(spec).resolve().name, spec
     is_path = ":" not in spec and ("/" in spec or spec.startswith("."))

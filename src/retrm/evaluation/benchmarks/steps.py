@@ -16,21 +16,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from retrm.data.read import Record
+from retrm.data.stepwise import SEPARATOR, beginnings
 from retrm.errors import DataError, RecipeError
 from retrm.evaluation.benchmarks.base import ScoredItem, answers_of
 from retrm.evaluation.benchmarks.pairs import Pairs
 from retrm.evaluation.benchmarks.source import as_text, list_field
 from retrm.records import Answer
 
-SEPARATOR = "\n\n"
-
 
 def prefixes_of(
     problem: str, steps: Sequence[str], where: str, separator: str = SEPARATOR
 ) -> tuple[Answer, ...]:
     """The beginnings of a solution, one a step, the last being the whole."""
-    texts = [separator.join(steps[: i + 1]) for i in range(len(steps))]
-    return answers_of(problem, texts, where)
+    return answers_of(problem, beginnings(steps, separator), where)
 
 
 def steps_field(record: Record, name: str) -> tuple[str, ...]:

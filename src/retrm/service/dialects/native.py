@@ -2,7 +2,7 @@
 
 A request holds exactly one of `messages` (one conversation or a list), `prompt` with `candidates`, `rendered`
 texts, or `token_ids`. `prompt_texts` and `n_prompt_tokens` say where the answers begin in rendered texts and ids
-whose template is not ours. Doubtful input (two BOS tokens) is refused here and not mended.
+whose template is not ours. `reference` goes to scorers that compare (POLAR); others do not look at it. Doubtful input (two BOS tokens) is refused here and not mended.
 
     value = score                  activation none
           = sigmoid(score)         activation sigmoid
@@ -13,6 +13,7 @@ training run on it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from pydantic import BaseModel, Field, StrictInt
 
 from retrm.data.messages import read_messages, read_text, read_tools
 from retrm.errors import DataError
-from retrm.records import Answer, Message, Prompt
+from retrm.records import Answer, Message, Prompt, Reference
 from retrm.service.dialects.base import Body, Json, Route, activated, unknown_fields
 from retrm.service.dialects.fields import WHERE, answer_of, refuse_normalize
 from retrm.service.items import (
@@ -46,6 +47,10 @@ class Asked(Body):
     prompt: str | list[Turn] | None = None
     candidates: list[str] | None = None
     tools: list[dict[str, Any]] | None = None
+    reference: str | list[str] | None = Field(
+        default=None, description="a good answer to compare with: one for all items, or one each"
+    )
+    wrapper: Literal["sft", "pretrain"] = "sft"
     request_id: str | None = Field(default=None, max_length=200)
 
 
@@ -194,7 +199,10 @@ def _read_reward(body: RewardBody, _: Query) -> Call:
         is_strict=True,
     )
     return Call(
-        model=body.model, items=_items(body), options=options, warnings=unknown_fields(body)
+        model=body.model,
+        items=_referenced(_items(body), body),
+        options=options,
+        warnings=unknown_fields(body),
     )
 
 
@@ -231,6 +239,7 @@ def _check_companions(body: RewardBody, form: str) -> None:
         "prompt_texts": ("rendered",),
         "n_prompt_tokens": ("token_ids",),
         "tools": ("messages", "prompt"),
+        "reference": ("messages", "prompt"),
     }
     for name, forms in owners.items():
         if getattr(body, name) is not None and form not in forms:
@@ -284,6 +293,24 @@ def _candidates(
     )
 
 
+def _referenced(items: tuple[Item, ...], body: Asked) -> tuple[Item, ...]:
+    """The items with what their answers are compared with, where the request says it."""
+    if body.reference is None:
+        return items
+    if isinstance(body.reference, list):
+        texts = _beside(body.reference, "reference", items, "items")
+    else:
+        texts = [body.reference] * len(items)
+    made = []
+    for i, (item, text) in enumerate(zip(items, texts, strict=True)):
+        if not text or not text.strip():
+            raise DataError(f"{WHERE}: `reference` {i} is empty; expected a good answer")
+        assert item.answer is not None, "checked with the companions"
+        reference = Reference(read_text(text, WHERE, "reference"), body.wrapper)
+        made.append(replace(item, answer=replace(item.answer, reference=reference)))
+    return tuple(made)
+
+
 def _read_best(body: BestBody, _: Query) -> Call:
     refuse_normalize(body.model_extra)
     if not body.candidates:
@@ -296,7 +323,7 @@ def _read_best(body: BestBody, _: Query) -> Call:
     candidates = body.candidates[: body.n]
     return Call(
         model=body.model,
-        items=_candidates(body.prompt, candidates, body.tools),
+        items=_referenced(_candidates(body.prompt, candidates, body.tools), body),
         options=Options(length_policy=body.length_policy, is_strict=True),
         warnings=unknown_fields(body),
     )
