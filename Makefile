@@ -25,7 +25,7 @@ demo: setup      ## the main job on real answers: read once, fit five heads, com
 	$(BIN)/python recipes/demo/run.py
 
 test: setup      ## the whole test suite
-	@echo 'the whole suite, in two processes; make test-fast leaves out the slow tests'
+	@echo 'the whole suite, in two processes: some 12 minutes on two cores; make test-fast leaves out the slow tests'
 	$(BIN)/python -m pytest $(IN_TWO)
 
 test-fast: setup ## without the tests that need the real model or take long

@@ -87,7 +87,7 @@ def test_too_few_answers_are_told_before_a_scorer_is_opened(tmp_path, capsys) ->
     assert (
         "got 3 answers of 3 different lengths; a smooth length curve expected at least 30" in said
     )
-    assert "or use shape=linear" in said
+    assert "or use --shape linear" in said
 
 
 def test_answers_of_one_length_have_no_curve(tmp_path, capsys) -> None:
@@ -98,4 +98,4 @@ def test_answers_of_one_length_have_no_curve(tmp_path, capsys) -> None:
 
     said = " ".join(capsys.readouterr().err.split())
     assert "got 40 answers of 1 different lengths" in said
-    assert "shape=linear" not in said
+    assert "--shape linear" not in said

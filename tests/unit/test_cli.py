@@ -145,6 +145,24 @@ def test_score_gives_pairs_named_scores(model, tmp_path, capsys):
     assert set(json.loads(capsys.readouterr().out)["score"]) == {"chosen", "rejected"}
 
 
+@pytest.mark.parametrize("label", [{}, {"label": True}])
+def test_what_ratings_a_file_holds_is_no_matter_where_nothing_is_learned(label, tmp_path, capsys):
+    # A number out of any known range: ratings are not even read.
+    rated = {"helpfulness": 99, "verbosity": 0, "ratings": "many", **label}
+    rows = [{"prompt": f"q{k}", "response": "x" * (k + 1), **rated} for k in range(30)]
+    data, scored = tmp_path / "rated.jsonl", tmp_path / "s.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    assert run("score", "longest", data, "-o", scored) == 0
+    after = [json.loads(line) for line in scored.read_text().splitlines()]
+    assert after == [row | {"score": k + 1} for k, row in enumerate(rows)]
+    assert run("score", "longest", data, "--empty", "drop", "-o", tmp_path / "d.jsonl") == 0
+    assert run("calibrate", "longest", data, "-o", tmp_path / "c.json") == 0
+    assert run("select", f"scores:{scored}", data, "-o", tmp_path / "k.jsonl") == 0
+    kept = [json.loads(line) for line in (tmp_path / "k.jsonl").read_text().splitlines()]
+    assert [row["response"] for row in kept] == [row["response"] for row in rows]
+
+
 def test_score_streams_a_hundred_thousand_rows_in_bounded_memory(tmp_path):
     # A scorer without a model, so that only our own streaming is measured: in a process of its own,
     # the peak may grow by far less than the 30 MB file.

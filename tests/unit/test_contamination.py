@@ -63,6 +63,13 @@ def test_training_files_of_any_format_are_read(tmp_path: Path) -> None:
     assert found.in_words.startswith("1 of 1 items stand in train.jsonl (1 by an equal prompt")
 
 
+def test_rated_training_files_need_no_objective(tmp_path: Path) -> None:
+    path = tmp_path / "rated.jsonl"
+    row = {"prompt": LONG, "response": "7", "helpfulness": 4, "verbosity": 1}
+    path.write_text(json.dumps(row) + "\n")
+    assert training_texts([path]).n_answers == 1
+
+
 def test_texts_of_signs_only_are_not_equal_to_each_other() -> None:
     assert overlap(known_texts([Answer.of("???", "a")]), benchmark(("!!!", "b"))).n_items == 0
 

@@ -140,7 +140,7 @@ def test_another_scorer_or_another_file_is_refused(tmp_path):
     [
         ([1, 2], [1.0, 2.0], "linear", FitError, "got 2 answers of 2 different lengths"),
         ([5, 5, 5], [1.0, 2.0, 3.0], "linear", FitError, "of 1 different lengths"),
-        (range(9), range(9), "smooth", FitError, "at least 30 answers.*or use shape=linear"),
+        (range(9), range(9), "smooth", FitError, "at least 30 answers.*or use --shape linear"),
         ([1, 2, 3], [1.0, 2.0], "linear", ScoreError, r"got \(3,\) lengths and \(2,\) scores"),
         ([1, 2, 3], [1.0, np.nan, 2.0], "linear", ScoreError, "one finite number each"),
         ([1, 2, 3], [1.0, 2.0, 3.0], "lowess", RecipeError, "expected one of smooth, linear"),

@@ -67,7 +67,7 @@ def calibrate(
     check_overlong(overlong)
     _check_storable(scorer)
     check_new_file(output)
-    whole = load_table(data, format=format, empty=empty)  # type: ignore[arg-type]
+    whole = load_table(data, format=format, ratings="unread", empty=empty)  # type: ignore[arg-type]
     answers = [answer for answer in whole.answers if not answer.pruned]
     lengths = lengths_of(answers)
     check_reference(lengths, shape)  # before a model is loaded

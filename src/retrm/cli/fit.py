@@ -386,7 +386,10 @@ def _report(
         if count:
             err.print(f"[yellow]{count:,} {words}[/]")
     if figures is None:
-        err.print("no held-out prompts with something to compare: nothing was measured")
+        err.print(
+            "no held-out prompts with something to compare: nothing was measured. More prompts help, or a "
+            "larger --test-fraction"
+        )
     else:
         out.print(*comparison_tables(figures), sep="\n")
     for name, found in mixtures.items():

@@ -88,9 +88,9 @@ def score(
             "--json prints a summary on stdout, where the rows would go; add --output"
         )
     rows = (
-        iter_with_empty(data, format=format)
+        iter_with_empty(data, format=format, ratings="unread")
         if empty == "drop"
-        else iter_parsed(data, format=format)
+        else iter_parsed(data, format=format, ratings="unread")
     )
     first = next(rows, None)  # mistakes in the file surface before a model is loaded
     from retrm.scorers.estimate import estimate_scoring

@@ -93,7 +93,7 @@ def select(
         )
     from retrm.scorers.open import open_scorer
 
-    whole = load_table(rollouts)
+    whole = load_table(rollouts, ratings="unread")
     # A pruned candidate is part of an answer: it is no choice, whatever score it would get.
     places = [row for row, answer in enumerate(whole.answers) if not answer.pruned]
     answers = whole.take(places)

@@ -139,7 +139,7 @@ def parse(record: Record, format: str, options: Options = NO_OPTIONS) -> Parsed:
             f"{_listed(record.fields) or 'none'}. {_rename(lacking, record.fields)}"
         )
     parsed = _with_reference(record, FORMATS[format].parse(record, options))
-    if options.ratings is None:
+    if options.ratings is None or not (options.ratings.takes_known or options.ratings.columns):
         return parsed
     known = FORMATS[format].rating_columns(record.fields)
     return rated(record, parsed, known, options.ratings, members=FORMATS[format].members)

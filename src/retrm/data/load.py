@@ -64,7 +64,7 @@ from retrm.records import (
 )
 
 Empty = Literal["error", "drop"]
-Ratings = Literal["known"] | Sequence[str | RatingColumn]
+Ratings = Literal["known", "unread"] | Sequence[str | RatingColumn]
 
 
 def iter_parsed(
@@ -99,18 +99,20 @@ def iter_parsed(
 
 
 def iter_with_empty(
-    source: str | Path, *, format: str = "auto"
+    source: str | Path, *, format: str = "auto", ratings: Ratings | None = None
 ) -> Iterator[tuple[Record, Parsed | None]]:
     """As `iter_parsed`, but a record that holds an empty answer comes with None, for its place to be kept.
 
     Args:
         source: a file or ``hub:owner/name[:split][:config]``.
         format: a name of `FORMATS`, or ``auto``.
+        ratings: as of `load_table`.
 
     Raises:
         DataError, FormatError: as `iter_parsed`.
     """
-    return _parse_all(read_records(source), format, _options(format, None, None), empty="drop")
+    options = _options(format, None, None, ratings)
+    return _parse_all(read_records(source), format, options, empty="drop")
 
 
 def check_empty(empty: str) -> None:
@@ -143,7 +145,8 @@ def load_table(
         strength_sign: which side a negative strength prefers.
         ratings: objectives whose ratings are read: ``"known"`` = all that the format knows, or a list
             of these and of own columns with their ranges (``"quality:1..5"``, see
-            `retrm.data.rating_columns`); None = none.
+            `retrm.data.rating_columns`); None = none. ``"unread"`` = none, and rated records without an
+            `attribute` are taken for what they answer: nothing is to be learned from them.
         objectives: objectives that are computed from every answer (`retrm.data.objectives`).
         empty: what to do with a record that holds an empty answer: stop, or set it aside and count.
         limit: stop after so many records.

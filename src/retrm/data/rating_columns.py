@@ -22,6 +22,9 @@ from retrm.records import RatingScale
 KNOWN: Literal["known"] = "known"
 """All ratings that the format of the records knows."""
 
+UNREAD: Literal["unread"] = "unread"
+"""No ratings, of records that may be rated: nothing is learned from them, so none has to be named."""
+
 _NUMBER = r"[+-]?(?:\d+\.\d+|\d+|\.\d+)"
 _RANGE = re.compile(rf"(?P<low>{_NUMBER})\.\.(?P<high>{_NUMBER})")
 # Commas, colons and equal signs separate objectives where people write several in a line.
@@ -110,13 +113,15 @@ class WantedRatings:
 
     @classmethod
     def of(cls, ratings: str | Sequence[str | RatingColumn] | None) -> Self | None:
-        """From the argument `ratings`; None = none are read.
+        """From the argument `ratings`; None = none are read, `UNREAD` = none, and none is missed as a label.
 
         Raises:
             FormatError: a text that is no rating, nothing at all, or an objective that is named twice.
         """
         if ratings is None:
             return None
+        if ratings == UNREAD:
+            return cls(False)
         given = [ratings] if isinstance(ratings, str) else list(ratings)
         columns = tuple(
             RatingColumn.of(one) if isinstance(one, str) else one for one in given if one != KNOWN

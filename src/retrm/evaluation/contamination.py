@@ -115,7 +115,8 @@ def training_texts(sources: Sequence[str | Path]) -> KnownTexts:
     Raises:
         DataError, FormatError: a file cannot be read.
     """
-    answers = [answer for source in sources for answer in load_table(source, empty="drop").answers]
+    tables = [load_table(source, ratings="unread", empty="drop") for source in sources]
+    answers = [answer for table in tables for answer in table.answers]
     return known_texts(answers, name=", ".join(Path(source).name for source in sources))
 
 

@@ -121,7 +121,7 @@ class FileScorer:
         self.name = f"scores:{path}"
         self.identity = f"{self.name} {hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
         self._known: dict[tuple[str, str], tuple[float, str]] = {}
-        for record, parsed in iter_parsed(path):
+        for record, parsed in iter_parsed(path, ratings="unread"):
             for answer, score in zip(parsed.answers, _scores_of(record, parsed), strict=True):
                 key = (answer.prompt.key, answer.response)
                 before = self._known.setdefault(key, (score, record.where))

@@ -133,7 +133,7 @@ def check_reference(lengths: Sequence[float] | np.ndarray, shape: str) -> None:
         raise FitError(
             f"got {len(lengths)} answers of {n_lengths} different lengths; a {shape} length curve "
             f"expected at least {FEWEST[shape]} answers and two lengths. Bring a larger reference set"
-            + (", or use shape=linear" if shape == "smooth" and n_lengths > 1 else "")
+            + (", or use --shape linear" if shape == "smooth" and n_lengths > 1 else "")
         )
 
 
